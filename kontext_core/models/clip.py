@@ -95,8 +95,8 @@ def params_from_shapes(
     vocab_size, hidden_size = shapes[names["tokens"]]
     if num_heads is None and hidden_size % HEAD_DIM:
         raise ValueError(
-            f"the CLIP text encoder is {hidden_size} wide, which is no multiple of {HEAD_DIM}: give num_heads "
-            "(config.json's num_attention_heads)."
+            f"the CLIP text encoder is {hidden_size} wide, which is no multiple of {HEAD_DIM}: give "
+            "num_heads (config.json's num_attention_heads)."
         )
     layers = [
         int(m.group(1)) for m in (re.match(r"text_model\.encoder\.layers\.(\d+)\.", k) for k in shapes) if m
@@ -244,7 +244,8 @@ class ClipTextEncoder(nn.Module):
         length, eos = input_ids.shape[1], self.params.eos_token_id
         if length > self.params.max_length:
             raise ValueError(
-                f"{length} CLIP tokens were given; this model takes at most {self.params.max_length}: cut the prompt."
+                f"{length} CLIP tokens were given; this model takes at most {self.params.max_length}: "
+                "cut the prompt."
             )
         is_eos = input_ids == eos
         if not is_eos.is_meta and not bool(is_eos.any(dim=1).all()):
@@ -257,8 +258,8 @@ class ClipTextEncoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill the weights for training from nothing: normal, with CLIP's own scales; biases zero, norms
-        one.""" p = self.params
+        """Fill the weights for training from nothing: normal, with CLIP's scales; biases 0, norms 1."""
+        p = self.params
         inside = (2 * p.num_layers) ** -0.5
         stds = {
             "token_embedding": 0.02,

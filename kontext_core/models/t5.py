@@ -62,8 +62,8 @@ class T5Params:
             )
         if self.relative_attention_max_distance <= buckets // 4:
             raise ValueError(
-                f"T5Params.relative_attention_max_distance is {self.relative_attention_max_distance}; it must be "
-                f"greater than a quarter of the {buckets} buckets, which are one token wide."
+                f"T5Params.relative_attention_max_distance is {self.relative_attention_max_distance}; it "
+                f"must be greater than a quarter of the {buckets} buckets, which are one token wide."
             )
 
 
@@ -77,8 +77,8 @@ def params_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> T5Params:
     """
     if any(re.search(r"DenseReluDense\.wi\.weight$", key) for key in shapes):
         raise ValueError(
-            "this is a T5 v1.0 encoder (it has DenseReluDense.wi.weight); FLUX needs a T5 v1.1 encoder with gated "
-            "feed-forward layers (DenseReluDense.wi_0 and wi_1), such as google/t5-v1_1-xxl."
+            "this is a T5 v1.0 encoder (it has DenseReluDense.wi.weight); FLUX needs a T5 v1.1 encoder with "
+            "gated feed-forward layers (DenseReluDense.wi_0 and wi_1), such as google/t5-v1_1-xxl."
         )
     block = "encoder.block.0.layer."
     names = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kontext_core.models import t5
 from kontext_core.models.t5 import DUPLICATE_KEYS, T5Encoder, T5Params, params_from_shapes
 
