@@ -20,6 +20,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+    from tokenizers.models import BPE
 
 logger = logging.getLogger("kontext")
 
@@ -208,21 +209,10 @@ class ClipTokenizer(_FixedLengthTokenizer):
         )
 
 
-def _clip_from_vocab(vocab: Path, merges: Path) -> Tokenizer:
-    """CLIP's pipeline around a vocabulary and its merges."""
+def clip_pipeline(model: BPE) -> Tokenizer:
+    """CLIP's text preparation around a byte-level BPE model: NFC, single spaces, lower case, split, bytes."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
-    from tokenizers.models import BPE
 
-    try:
-        model = BPE.from_file(
-            str(vocab),
-            str(merges),
-            unk_token=CLIP_END,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-        )
-    except Exception as error:  # the package raises bare Exception
-        raise ValueError(f"{vocab} and {merges.name} are no CLIP vocabulary and merges: {error}") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -236,6 +226,22 @@ def _clip_from_vocab(vocab: Path, merges: Path) -> Tokenizer:
     known = tokenizer.get_vocab()
     tokenizer.add_special_tokens([AddedToken(token) for token in (CLIP_START, CLIP_END) if token in known])
     return tokenizer
+
+
+def _clip_from_vocab(vocab: Path, merges: Path) -> Tokenizer:
+    from tokenizers.models import BPE
+
+    try:
+        model = BPE.from_file(
+            str(vocab),
+            str(merges),
+            unk_token=CLIP_END,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+        )
+    except Exception as error:  # the package raises bare Exception
+        raise ValueError(f"{vocab} and {merges.name} are no CLIP vocabulary and merges: {error}") from error
+    return clip_pipeline(model)
 
 
 def _read_tokenizer(file: Path) -> Tokenizer:
