@@ -118,7 +118,10 @@ def train_clip(
     _check(corpus, vocab_size, len(single) + 2)
     tokenizer = clip_pipeline(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     # Byte-pair merges do not depend on how many follow: ask for plenty, keep what fits.
-    trainer = BpeTrainer(vocab_size=2 * vocab_size, end_of_word_suffix="</w>", show_progress=False)
+    # Equal counts are settled by id, and bytes that end a word get theirs in hash order unless they have one.
+    trainer = BpeTrainer(
+        vocab_size=2 * vocab_size, end_of_word_suffix="</w>", special_tokens=single, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [(left, right) for left, right in learned[: vocab_size - len(single) - 2]]

@@ -56,9 +56,10 @@ def test_the_files_are_the_published_layout(folder):
 
 
 def test_training_twice_writes_the_same_bytes(folder, tmp_path):
-    train_tokenizers(CORPUS, tmp_path)
-    for file in folder.rglob("*.*"):
-        assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes(), file.name
+    for _ in range(4):  # the package's hash order changes from call to call
+        train_tokenizers(CORPUS, tmp_path)
+        for file in folder.rglob("*.*"):
+            assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes(), file.name
 
 
 def test_t5_special_ids_and_length_are_t5s(folder):
