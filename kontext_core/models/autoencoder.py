@@ -47,7 +47,8 @@ class AutoencoderParams:
             raise ValueError(f"ch_mult is {self.ch_mult}: it must hold at least one positive number.")
         if self.num_res_blocks < 1 or self.z_channels < 1:
             raise ValueError(
-                f"num_res_blocks is {self.num_res_blocks} and z_channels {self.z_channels}: both must be at least 1."
+                f"num_res_blocks is {self.num_res_blocks} and z_channels {self.z_channels}: "
+                "both must be at least 1."
             )
         if self.scale_factor == 0:
             raise ValueError(
@@ -219,7 +220,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B,z,h,w) -> (B,3,8h,8w). `up` is indexed by resolution as in the encoder, and run from last to first."""
+    """(B,z,h,w) -> (B,3,8h,8w). `up` is indexed by resolution as in the encoder, run last to first."""
 
     def __init__(self, params: AutoencoderParams, *, operations, dtype=None, device=None):
         super().__init__()
@@ -308,15 +309,16 @@ class Autoencoder(nn.Module):
             or 0 in shape
         ):
             raise ValueError(
-                f"pictures of shape {shape} cannot be encoded: (B,{self.params.in_channels},H,W) with H and W "
-                f"multiples of {step} is needed; fit the picture first."
+                f"pictures of shape {shape} cannot be encoded: (B,{self.params.in_channels},H,W) is needed, "
+                f"H and W multiples of {step}; fit the picture first."
             )
 
     def check_latents(self, latents: Tensor) -> None:
         shape = tuple(latents.shape)
         if latents.ndim != 4 or shape[1] != self.params.z_channels or 0 in shape:
             raise ValueError(
-                f"latents of shape {shape} cannot be decoded: this autoencoder takes (B,{self.params.z_channels},h,w)."
+                f"latents of shape {shape} cannot be decoded: "
+                f"this autoencoder takes (B,{self.params.z_channels},h,w)."
             )
 
 
