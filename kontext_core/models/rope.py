@@ -32,8 +32,13 @@ def rope_tables(ids: Tensor, axes_dim: Sequence[int], theta: float) -> Rope:
     return Rope(angle.cos().float(), angle.sin().float())
 
 
-def apply_rope(x: Tensor, rope: Rope) -> Tensor:
-    """Turn the pairs (x[2i], x[2i+1]) of x (B, heads, L, D) in float32; the result has x's dtype."""
+def apply_rope(x: Tensor, rope: Rope | None) -> Tensor:
+    """Turn the pairs (x[2i], x[2i+1]) of x (B, heads, L, D) in float32; the result has x's dtype.
+
+    Without tables x is returned as it is: the caller's own attention turns it then.
+    """
+    if rope is None:
+        return x
     pairs = x.float().unflatten(-1, (-1, 2))
     even, odd = pairs.unbind(-1)
     turned = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)

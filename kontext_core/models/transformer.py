@@ -186,12 +186,20 @@ class ModulationTables(NamedTuple):
         )
 
 
+def per_token(modulation: Tensor) -> Tensor:
+    """(B, C) -> (B, 1, C); what differs by token, (B, L, C), stays as it is."""
+    return modulation[:, None] if modulation.ndim == 2 else modulation
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(1 + scale)·LayerNorm(x) + shift; x (B, L, C), shift and scale (B, C). LayerNorm eps 1e-6, no affine."""
-    if x.shape[0] == 1:
+    """(1 + scale)·LayerNorm(x) + shift; x (B, L, C), shift and scale (B, C) or (B, L, C).
+
+    LayerNorm has eps 1e-6 and no affine.
+    """
+    if x.shape[0] == 1 and shift.ndim == 2:
         # one row: the modulation is LayerNorm's own affine, so the whole line is a single kernel
         return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], eps=1e-6)
-    return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale[:, None])
+    return torch.addcmul(per_token(shift), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + per_token(scale))
 
 
 class DoubleStreamBlock(nn.Module):
@@ -217,7 +225,7 @@ class DoubleStreamBlock(nn.Module):
         txt: Tensor,
         img_mod: Tensor,
         txt_mod: Tensor,
-        rope: Rope,
+        rope: Rope | None,
         attend: Attention = attention,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -230,10 +238,10 @@ class DoubleStreamBlock(nn.Module):
         k = apply_rope(torch.cat((txt_k, img_k), dim=2), rope)
         attn = attend(q, k, torch.cat((txt_v, img_v), dim=2), mask)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
-        img = torch.addcmul(img, img_gate1[:, None], self.img_attn.proj(img_attn))
-        img = torch.addcmul(img, img_gate2[:, None], self.img_mlp(modulate(img, img_shift2, img_scale2)))
-        txt = torch.addcmul(txt, txt_gate1[:, None], self.txt_attn.proj(txt_attn))
-        txt = torch.addcmul(txt, txt_gate2[:, None], self.txt_mlp(modulate(txt, txt_shift2, txt_scale2)))
+        img = torch.addcmul(img, per_token(img_gate1), self.img_attn.proj(img_attn))
+        img = torch.addcmul(img, per_token(img_gate2), self.img_mlp(modulate(img, img_shift2, img_scale2)))
+        txt = torch.addcmul(txt, per_token(txt_gate1), self.txt_attn.proj(txt_attn))
+        txt = torch.addcmul(txt, per_token(txt_gate2), self.txt_mlp(modulate(txt, txt_shift2, txt_scale2)))
         return img, txt
 
 
@@ -251,7 +259,7 @@ class SingleStreamBlock(nn.Module):
         self.modulation = Modulation(dim, False, operations, dtype, device)
 
     def forward(
-        self, x: Tensor, mod: Tensor, rope: Rope, attend: Attention = attention, mask: Tensor | None = None
+        self, x: Tensor, mod: Tensor, rope: Rope | None, attend: Attention = attention, mask: Tensor | None = None
     ) -> Tensor:
         """x (B, L+N+M, hidden) -> the same shape."""
         shift, scale, gate = mod.chunk(3, dim=-1)
@@ -260,7 +268,7 @@ class SingleStreamBlock(nn.Module):
         q, k = self.norm(q, k)
         attn = attend(apply_rope(q, rope), apply_rope(k, rope), v, mask)
         out = self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return torch.addcmul(x, gate[:, None], out)
+        return torch.addcmul(x, per_token(gate), out)
 
 
 class FinalLayer(nn.Module):
