@@ -1,0 +1,49 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside and renamed, so a kill never spoils one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_STATE = "state.json"
+
+
+def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Write `<part>.safetensors` for each part and state.json; the folder appears whole or not at all.
+
+    An older checkpoint of the same name is kept until the new one is complete.
+    """
+    partial, old = folder.with_suffix(".partial"), folder.with_suffix(".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, tensors in parts.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
+    (partial / _STATE).write_text(json.dumps(state, indent=1))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Parts and state of the newest complete checkpoint of this name, or None when there is none."""
+    for candidate in (folder, folder.with_suffix(".old")):
+        if (candidate / _STATE).is_file():
+            parts = {path.stem: load_file(path) for path in sorted(candidate.glob("*.safetensors"))}
+            return parts, json.loads((candidate / _STATE).read_text())
+    return None
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, written beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+    os.replace(partial, path)
