@@ -95,6 +95,14 @@ def test_typographic_quotes_are_plain_ones_to_t5(folder):
     assert torch.equal(plain, fancy)
 
 
+def test_a_capital_at_the_start_of_a_word_is_a_small_letter_to_t5(folder):
+    tokenizer = T5Tokenizer.from_path(folder / "tokenizer_2")
+    written = ['Make the Red house "STOP IT"', "A cat on a tree"]
+    small = ['make the red house "STOP IT"', "a cat on a tree"]
+    assert torch.equal(tokenizer.encode(written).ids, tokenizer.encode(small).ids)
+    assert tokenizer.encode(["Make 红色 it"]).unknown == [["红色"]]  # offsets still point into the prompt
+
+
 def test_clip_ends_with_its_special_tokens(folder):
     tokenizer = ClipTokenizer.from_path(folder / "tokenizer")
     last = tokenizer.vocab_size - 1
@@ -105,15 +113,18 @@ def test_clip_ends_with_its_special_tokens(folder):
 
 
 def test_transformers_reads_both_and_gives_the_same_ids(folder):
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5TokenizerFast
 
-    theirs = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
     ours = T5Tokenizer.from_path(folder / "tokenizer_2")
-    assert theirs.model_max_length == 48
-    assert torch.equal(
-        torch.tensor(theirs(PROMPTS, padding="max_length", truncation=True).input_ids),
-        ours.encode(PROMPTS).ids,
-    )
+    whole = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer_2")
+    assert whole.model_max_length == 48
+    ids = whole(PROMPTS, padding="max_length", truncation=True).input_ids
+    assert torch.equal(torch.tensor(ids), ours.encode(PROMPTS).ids)
+    # transformers 5's T5 class drops a tokenizer.json's normalizer, so it would see "Make" as it stands
+    prompts = [prompt for prompt in PROMPTS if "Make" not in prompt]
+    rebuilt = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+    ids = rebuilt(prompts, padding="max_length", truncation=True).input_ids
+    assert torch.equal(torch.tensor(ids), ours.encode(prompts).ids)
     theirs = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     ours = ClipTokenizer.from_path(folder / "tokenizer")
     assert torch.equal(
