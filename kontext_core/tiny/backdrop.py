@@ -161,14 +161,26 @@ def _room(p: _Painter, h: float) -> None:
 
 
 def _mountains(p: _Painter, h: float) -> None:
-    for x, top, wide, rock in ((0.24, 0.36, 0.34, (150, 164, 196)), (0.80, 0.28, 0.32, (164, 176, 206)),
-                               (0.54, 0.20, 0.28, (134, 150, 186))):  # fmt: skip
+    for x, top, wide, rock in (
+        (0.24, 0.36, 0.34, (150, 164, 196)),
+        (0.80, 0.28, 0.32, (164, 176, 206)),
+        (0.54, 0.20, 0.28, (134, 150, 186)),
+    ):
         peak, base = h - top, h + 0.06
         p.polygon([(x - wide, base), (x, peak), (x + wide, base)], rock)
         cap, s = 0.32, wide * 0.32
         low = peak + (base - peak) * cap
-        p.polygon([(x - s, low), (x, peak), (x + s, low), (x + s * 0.4, low - 0.025), (x, low + 0.02),
-                   (x - s * 0.4, low - 0.025)], (246, 250, 255))  # fmt: skip
+        p.polygon(
+            [
+                (x - s, low),
+                (x, peak),
+                (x + s, low),
+                (x + s * 0.4, low - 0.025),
+                (x, low + 0.02),
+                (x - s * 0.4, low - 0.025),
+            ],
+            (246, 250, 255),
+        )
     p.hill(h + 0.03, 0.02, 0.9, 1.0, (150, 196, 160))
     p.hill(h + 0.17, 0.02, 0.7, 3.0, (168, 208, 166))
 
@@ -205,8 +217,11 @@ def _heavens(p: _Painter, h: float) -> None:
     cloud = {"day": (250, 252, 255), "sunset": (255, 206, 176), "night": (82, 92, 136)}[scene.time]
     if scene.weather != "clear":
         cloud = lighter(_GREY[scene.time], 0.3 if scene.time != "night" else 0.12)
-    clouds = ((0.34, 0.10, 0.9), (0.66, 0.32, 0.7)) if scene.weather == "clear" else (
-        (0.16, 0.10, 1.2), (0.52, 0.13, 1.3), (0.88, 0.09, 1.2))  # fmt: skip
+    clouds = (
+        ((0.34, 0.10, 0.9), (0.66, 0.32, 0.7))
+        if scene.weather == "clear"
+        else ((0.16, 0.10, 1.2), (0.52, 0.13, 1.3), (0.88, 0.09, 1.2))
+    )
     for x, y, s in clouds:
         for dx, dy, r in ((-0.08, 0.012, 0.048), (0.0, -0.012, 0.066), (0.085, 0.01, 0.05)):
             p.disc(x + dx * s, y + dy * s, r * s, cloud, 0.8)

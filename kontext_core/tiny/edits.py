@@ -64,7 +64,7 @@ def _air(place: str) -> bool:
 
 
 def new_thing(dice: Dice, place: str, taken: set[str], exact: bool = False) -> Thing:
-    """A thing at a place whose colour and shape together are not taken; `exact`: no jitter, the usual size."""
+    """A thing at a place, its colour and shape together not taken; `exact`: no jitter, the usual size."""
     x, y, air = slot(place)
     while True:
         shape, colour = dice.pick(AIR_SHAPES if air else GROUND_SHAPES), dice.pick(tuple(COLOURS))

@@ -53,8 +53,13 @@ def draw_sign(pen: Pen, sign: Sign, size: tuple[int, int]) -> None:
         draw_letter(pen, letter, x, y, CAP * unit, INKS[sign.ink])
 
 
-_BODY_HALF = {"round": (0.72, 0.66), "tall": (0.52, 0.80), "square": (0.64, 0.66), "pear": (0.74, 0.76),
-              "ghost": (0.60, 0.76)}  # fmt: skip
+_BODY_HALF = {
+    "round": (0.72, 0.66),
+    "tall": (0.52, 0.80),
+    "square": (0.64, 0.66),
+    "pear": (0.74, 0.76),
+    "ghost": (0.60, 0.76),
+}
 
 
 def _body(p: Pen, kind: str, cx: float, cy: float, colour: Colour, grow: float = 1.0) -> None:
@@ -72,10 +77,14 @@ def _body(p: Pen, kind: str, cx: float, cy: float, colour: Colour, grow: float =
             outline.append((cx + rx * math.cos(a) * narrow, cy + ry * math.sin(a)))
         p.polygon(outline, colour)
     else:
-        dome = [(cx + rx * math.cos(a), cy - ry + rx + rx * math.sin(a) * 1.0)
-                for a in (math.pi + math.pi * k / 16 for k in range(17))]  # fmt: skip
-        hem = [(cx + rx - 2 * rx * k / 12, cy + ry - (0.16 if k % 4 == 2 else 0.05 if k % 2 else 0.0))
-               for k in range(13)]  # fmt: skip
+        dome = [
+            (cx + rx * math.cos(a), cy - ry + rx + rx * math.sin(a) * 1.0)
+            for a in (math.pi + math.pi * k / 16 for k in range(17))
+        ]
+        hem = [
+            (cx + rx - 2 * rx * k / 12, cy + ry - (0.16 if k % 4 == 2 else 0.05 if k % 2 else 0.0))
+            for k in range(13)
+        ]
         p.polygon([*dome, *hem], colour)
 
 
@@ -111,15 +120,17 @@ def _top(p: Pen, kind: str, y: float, spread: float, colour: Colour) -> None:
         for k in (-1, 0, 1):
             x = k * spread * 0.9
             lift = 0.0 if k == 0 else 0.1
-            p.polygon([(x - 0.2, y + 0.28 + lift), (x, y - 0.28 + lift), (x + 0.2, y + 0.28 + lift)],
-                      darker(colour, 0.4))  # fmt: skip
+            p.polygon(
+                [(x - 0.2, y + 0.28 + lift), (x, y - 0.28 + lift), (x + 0.2, y + 0.28 + lift)],
+                darker(colour, 0.4),
+            )
 
 
 def _pattern(p: Pen, creature: Creature, cy: float, colour: Colour) -> None:
     kind = creature.body
-    _, ry = _BODY_HALF[kind]
+    rx, ry = _BODY_HALF[kind]
     if creature.pattern == "belly":
-        p.ellipse(0, cy + 0.44 * ry, 0.58 * _BODY_HALF[kind][0], 0.44 * ry, lighter(colour, 0.62))
+        p.ellipse(0, cy + 0.44 * ry, 0.58 * rx, 0.44 * ry, lighter(colour, 0.62))
     elif creature.pattern == "spots":
         for dx, dy, r in ((-0.5, 0.32, 0.13), (0.05, 0.56, 0.15), (0.52, 0.22, 0.12), (-0.3, 0.75, 0.09)):
             wide = _half_width(kind, dy) * 0.8
@@ -158,8 +169,18 @@ def _wear(p: Pen, creature: Creature, cy: float, top: float) -> None:
         p.rect(-0.27, top - 0.08, 0.27, top + 0.05, darker(colour, 0.45))
         p.rect(-0.46, top + 0.03, 0.46, top + 0.17, colour, 0.06)
     elif creature.wear == "crown":
-        p.polygon([(-0.34, top + 0.16), (-0.38, top - 0.32), (-0.17, top - 0.1), (0, top - 0.4), (0.17, top - 0.1),
-                   (0.38, top - 0.32), (0.34, top + 0.16)], colour)  # fmt: skip
+        p.polygon(
+            [
+                (-0.34, top + 0.16),
+                (-0.38, top - 0.32),
+                (-0.17, top - 0.1),
+                (0, top - 0.4),
+                (0.17, top - 0.1),
+                (0.38, top - 0.32),
+                (0.34, top + 0.16),
+            ],
+            colour,
+        )
         p.rect(-0.34, top + 0.04, 0.34, top + 0.16, darker(colour, 0.25))
     elif creature.wear == "scarf":
         y = cy + 0.2 * ry
@@ -191,7 +212,7 @@ def draw_creature(pen: Pen, creature: Creature, size: tuple[int, int]) -> None:
     wide = 0.55 if creature.pose == "jumping" else 0.8
     p.shadow(0.04, -0.01, wide, 0.12, 0.32)
     p = pen.at(cx * pen.scale, cy * pen.scale, half * pen.scale)
-    rx, ry = _BODY_HALF[creature.body]
+    _, ry = _BODY_HALF[creature.body]
     middle = 0.94 - ry  # feet show below the body
     top = middle - ry
     spread = {"square": 0.42, "tall": 0.26, "pear": 0.30, "round": 0.40, "ghost": 0.34}[creature.body]

@@ -1,6 +1,6 @@
 """Combinations that training never sees, so that the test asks for what was not learnt by heart.
 
-There are four families, each split between validation and test:
+Four families, each split between validation and test:
 
 - `("thing", shape, colour)`: e.g. no purple ball is ever drawn in training, though purple things and balls are;
 - `("bigram", letters)`: two neighbouring letters of a word on a sign;
@@ -20,15 +20,36 @@ SPLITS = ("train", "val", "test")
 NOVEL_EVERY = 2
 Combination = tuple[str, ...]
 
-_TEST_THINGS = ("ball purple", "box green", "mushroom blue", "tree pink", "house orange", "flower red", "car yellow",
-                "star purple", "heart green", "balloon orange", "kite blue")  # fmt: skip
+_TEST_THINGS = (
+    "ball purple",
+    "box green",
+    "mushroom blue",
+    "tree pink",
+    "house orange",
+    "flower red",
+    "car yellow",
+    "star purple",
+    "heart green",
+    "balloon orange",
+    "kite blue",
+)
 _VAL_THINGS = ("ball yellow", "house purple", "tree blue", "car white", "star pink", "kite red", "box orange")
 _TEST_BIGRAMS = "AR ST LO EN UN TE CO IP OO BE GA KI EX OW DU MA RY QU FI HA JO VE ZI YA"
 _VAL_BIGRAMS = "AN OR PE SU HI LU WO CK"
 _TEST_CREATURES = ("cat ears blue", "bunny ears green", "horns pink", "antennae purple", "spikes yellow")
 _VAL_CREATURES = ("cat ears yellow", "horns green", "bunny ears purple")
-_TEST_PLACES = ("beach night", "desert snowfall", "forest sunset", "city fog", "mountains rain", "meadow sepia",
-                "snow warm", "room pastel", "desert cool", "forest black and white")  # fmt: skip
+_TEST_PLACES = (
+    "beach night",
+    "desert snowfall",
+    "forest sunset",
+    "city fog",
+    "mountains rain",
+    "meadow sepia",
+    "snow warm",
+    "room pastel",
+    "desert cool",
+    "forest black and white",
+)
 _VAL_PLACES = ("beach rain", "desert night", "mountains sunset", "meadow fog", "city pastel", "snow sepia")
 
 

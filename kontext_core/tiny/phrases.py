@@ -174,15 +174,31 @@ SCENERY = {
     "room": ("a room", "a living room", "a room with a window"),
     "mountains": ("the mountains", "a mountain landscape", "high mountains"),
 }
-AT = {"meadow": "in", "beach": "on", "desert": "in", "snow": "in", "forest": "in", "city": "in", "room": "in",
-       "mountains": "in"}  # fmt: skip
-TIME_WORDS = {"day": ("day", "daytime", "a sunny day", "bright day"), "sunset": ("sunset", "evening", "dusk"),
-              "night": ("night", "nighttime", "a dark night")}  # fmt: skip
-WHEN = {"day": ("by day", "in daylight", "during the day"), "sunset": ("at sunset", "in the evening", "at dusk"),
-        "night": ("at night", "by night", "in the dark")}  # fmt: skip
-IN_WEATHER = {"rain": ("in the rain", "on a rainy day", "while it rains"),
-              "snow": ("in falling snow", "while it snows", "in a snowfall"),
-              "fog": ("in the fog", "in thick fog", "in mist")}  # fmt: skip
+AT = {
+    "meadow": "in",
+    "beach": "on",
+    "desert": "in",
+    "snow": "in",
+    "forest": "in",
+    "city": "in",
+    "room": "in",
+    "mountains": "in",
+}
+TIME_WORDS = {
+    "day": ("day", "daytime", "a sunny day", "bright day"),
+    "sunset": ("sunset", "evening", "dusk"),
+    "night": ("night", "nighttime", "a dark night"),
+}
+WHEN = {
+    "day": ("by day", "in daylight", "during the day"),
+    "sunset": ("at sunset", "in the evening", "at dusk"),
+    "night": ("at night", "by night", "in the dark"),
+}
+IN_WEATHER = {
+    "rain": ("in the rain", "on a rainy day", "while it rains"),
+    "snow": ("in falling snow", "while it snows", "in a snowfall"),
+    "fog": ("in the fog", "in thick fog", "in mist"),
+}
 GRADE_WORDS = {
     "black and white": ("black and white", "grey", "colourless"),
     "sepia": ("sepia", "brown sepia"),
@@ -198,8 +214,11 @@ WHERE = {
     "lower middle": ("in the lower middle", "at the bottom in the middle", "at the bottom centre"),
     "lower right": ("in the lower right", "at the bottom right", "in the bottom right corner"),
 }
-SIGN_WORDS = {"billboard": ("sign", "billboard", "board"), "shop": ("sign", "shop sign", "hanging sign"),
-              "poster": ("sign", "poster", "board")}  # fmt: skip
+SIGN_WORDS = {
+    "billboard": ("sign", "billboard", "board"),
+    "shop": ("sign", "shop sign", "hanging sign"),
+    "poster": ("sign", "poster", "board"),
+}
 LOOK_WORDS = {
     "outline": ("cartoon with thick outlines", "drawing with bold outlines"),
     "mosaic": ("pixel mosaic", "mosaic of squares"),
@@ -210,9 +229,13 @@ LOOK_WORDS = {
     "neon": ("neon drawing", "glowing neon picture"),
     "sketch": ("pencil sketch", "line sketch"),
 }
-_EYE_WORDS = {"one eye": "one eye", "two eyes": "two eyes", "three eyes": "three eyes"}
-_POSE_WORDS = {"standing": ("standing",), "waving": ("waving", "waving a hand"),
-               "jumping": ("jumping", "jumping up"), "sleeping": ("sleeping", "asleep")}  # fmt: skip
+
+_POSE_WORDS = {
+    "standing": ("standing",),
+    "waving": ("waving", "waving a hand"),
+    "jumping": ("jumping", "jumping up"),
+    "sleeping": ("sleeping", "asleep"),
+}
 
 
 def expand(dice: Dice, template: str) -> str:
@@ -305,7 +328,7 @@ def things_listed(dice: Dice, things: tuple[Thing, ...]) -> str:
 
 def creature_words(dice: Dice, creature: Creature) -> str:
     """The creature described: "a tall blue creature with horns, one eye, stripes and a red hat"."""
-    parts = [creature.top, _EYE_WORDS[creature.eyes]]
+    parts = [creature.top, creature.eyes]
     if creature.pattern != "plain":
         parts.append("a pale belly" if creature.pattern == "belly" else creature.pattern)
     if creature.wear != "nothing":

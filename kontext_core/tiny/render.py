@@ -56,7 +56,7 @@ def render(scene: Scene, size: tuple[int, int] = (128, 128)) -> np.ndarray:
 
 
 def mask_of(part: Thing | Sign | Creature, size: tuple[int, int] = (128, 128)) -> np.ndarray:
-    """Where a part of a scene is drawn, without its shadow: float32 (H, W), 1 inside, fractions on the edge."""
+    """Where a part is drawn, without its shadow: float32 (H, W), 1 inside, fractions on the edge."""
     canvas = blank(size, "L")
     pen = Pen(canvas, (0.0, 0.0), SUPERSAMPLE)
     if isinstance(part, Thing):

@@ -90,7 +90,7 @@ PLACES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object. `x, y` is its centre when it floats (`air`), else the middle of its base; `size` its height."""
+    """One object of height `size`. `x, y`: its centre if it floats (`air`), else the middle of its base."""
 
     shape: str
     colour: str
@@ -151,7 +151,7 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture's whole content. `horizon` is a fraction of the height; `mirror` flips the background only."""
+    """All a picture shows. `horizon` is a fraction of the height; `mirror` flips the background only."""
 
     background: str
     time: str = "day"

@@ -24,8 +24,19 @@ def _ball(pen: Pen, colour: Colour) -> None:
     pen.ellipse(0, 0, 1, 1, darker(colour))
     pen.ellipse(-0.07, -0.08, 0.9, 0.9, colour)
     band = _trim(colour, COLOURS["white"], COLOURS["red"])
-    pen.polygon([(-0.95, 0.05), (-0.4, 0.22), (0.3, 0.2), (0.97, -0.05), (0.95, 0.24), (0.3, 0.5), (-0.4, 0.5),
-                 (-0.9, 0.36)], band)  # fmt: skip
+    pen.polygon(
+        [
+            (-0.95, 0.05),
+            (-0.4, 0.22),
+            (0.3, 0.2),
+            (0.97, -0.05),
+            (0.95, 0.24),
+            (0.3, 0.5),
+            (-0.4, 0.5),
+            (-0.9, 0.36),
+        ],
+        band,
+    )
     pen.ellipse(-0.36, -0.46, 0.26, 0.18, lighter(colour, 0.6), turn=-0.6)
 
 
@@ -119,10 +130,13 @@ def _heart(pen: Pen, colour: Colour) -> None:
     def points(size: float) -> list[tuple[float, float]]:
         steps = [2 * math.pi * k / 40 for k in range(40)]
         return [
-            (size * math.sin(t) ** 3,
-             -size * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.08)
+            (
+                size * math.sin(t) ** 3,
+                -size * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+                - 0.08,
+            )
             for t in steps
-        ]  # fmt: skip
+        ]
 
     pen.polygon(points(1.03), darker(colour, 0.16))
     pen.polygon([(x - 0.03, y - 0.03) for x, y in points(0.88)], colour)
@@ -159,8 +173,19 @@ _DRAW = {
     "kite": _kite,
 }
 # Half height and half width as shares of `size`: a tree is tall, a ball is small, a car is low and wide.
-_HALF = {"ball": 0.40, "box": 0.42, "tree": 0.56, "house": 0.48, "balloon": 0.56, "kite": 0.54, "car": 0.47,
-         "mushroom": 0.46, "flower": 0.52, "star": 0.46, "heart": 0.43}  # fmt: skip
+_HALF = {
+    "ball": 0.40,
+    "box": 0.42,
+    "tree": 0.56,
+    "house": 0.48,
+    "balloon": 0.56,
+    "kite": 0.54,
+    "car": 0.47,
+    "mushroom": 0.46,
+    "flower": 0.52,
+    "star": 0.46,
+    "heart": 0.43,
+}
 
 
 def half_extent(thing: Thing) -> float:
