@@ -1,0 +1,28 @@
+"""The nodes of this pack. Each file holds a few nodes of one purpose; host*.py alone touch ComfyUI's insides."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class KontextExtension(ComfyExtension):
+    """What ComfyUI asks for when it loads the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .conditioning import KontextPrompt, KontextReference
+        from .edit import KontextEdit
+        from .geometry import KontextRestore
+        from .loaders import KontextLoadModel, KontextLoadTextEncoders, KontextLoadVAE
+        from .sampling import KontextSampler, KontextSchedule
+
+        return [
+            KontextLoadModel,
+            KontextLoadTextEncoders,
+            KontextLoadVAE,
+            KontextPrompt,
+            KontextReference,
+            KontextSchedule,
+            KontextSampler,
+            KontextEdit,
+            KontextRestore,
+        ]

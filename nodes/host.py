@@ -1,0 +1,220 @@
+"""Files of the host's model folders, and of the bundled model, as the host's MODEL, CLIP and VAE.
+
+With the other host*.py files of this folder this is the only place that touches `comfy` and `folder_paths`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import folder_paths
+import torch
+
+from ..kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
+from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
+from ..kontext_core.weights import load as weights
+from ..kontext_core.weights import locate
+from ..kontext_core.weights.formats import T5, TRANSFORMER
+from ..kontext_core.weights.load import build
+from ..kontext_core.weights.locate import FEW_STEP_WORDS
+from ..kontext_core.weights.parts import open_part
+from . import host_clip, host_model, host_vae
+
+logger = logging.getLogger("kontext")
+
+BUNDLED = "kontext-tiny (bundled)"
+BUNDLED_FEW_STEP = "kontext-tiny few-step (bundled)"
+BUNDLED_FOLDER = locate.BUNDLED["kontext-tiny"]
+SUFFIXES = (".safetensors", ".sft")
+DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+# A CPU computes in float32: weights that are smaller than this then are cast once, not in every step.
+CAST_BELOW = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What our nodes know of a MODEL that ours loaded; it hangs on the host's model as `kontext`.
+
+    Attributes:
+        few_step: the distilled transformer that belongs to this one.
+    """
+
+    name: str
+    distilled: bool
+    few_step: Path | None
+
+
+def list_models(kind: str) -> list[str]:
+    """The bundled model first, then the host's files of a folder such as "diffusion_models"."""
+    names = [BUNDLED]
+    if kind == "diffusion_models" and find_few_step(BUNDLED_FOLDER) is not None:
+        names.append(BUNDLED_FEW_STEP)
+    return names + [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SUFFIXES)]
+
+
+def find_few_step(folder: Path) -> Path | None:
+    """The distilled transformer of a model folder."""
+    return next((file for file in sorted(folder.glob("*.safetensors")) if is_few_step(file)), None)
+
+
+def is_few_step(file: Path) -> bool:
+    return any(word in file.name.lower() for word in FEW_STEP_WORDS)
+
+
+def find_file(kind: str, name: str) -> Path:
+    """Path of what `list_models` named; for the bundled model that of its part.
+
+    Raises:
+        ValueError: it is not there any more.
+    """
+    if name == BUNDLED:
+        parts = {
+            "diffusion_models": "flux1-kontext-tiny.safetensors",
+            "vae": "ae.safetensors",
+            "text_encoders": "text_encoder_2",
+        }
+        return BUNDLED_FOLDER / parts[kind]
+    if name == BUNDLED_FEW_STEP:
+        return find_few_step(BUNDLED_FOLDER)
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
+        raise ValueError(f"there is no {name!r} in {folders}: put the file there, then refresh the list")
+    return Path(path)
+
+
+def fingerprint(kind: str, name: str) -> tuple:
+    """Changes when the file behind a name does, so that the host loads it again."""
+    path = find_file(kind, name)
+    status = os.stat(path)
+    return (str(path), status.st_mtime_ns, status.st_size)
+
+
+def load_model(name: str, weight_dtype: str = "default"):
+    """MODEL of a name that `list_models("diffusion_models")` gives."""
+    path = find_file("diffusion_models", name)
+    return load_model_file(path, DTYPES[weight_dtype], name)
+
+
+def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
+    """A ModelPatcher over the host's own FLUX model class with our transformer inside."""
+    management = comfy.model_management
+    # The host's layers do not know packed weights (fp8 with scales, GGUF): those are unpacked.
+    core = build(open_part(path, TRANSFORMER), dtype=dtype, operations=torch.nn)
+    stored = core.img_in.weight.dtype
+    count = sum(parameter.numel() for parameter in core.parameters())
+    device = management.get_torch_device()
+    if dtype is not None:
+        computed = management.unet_manual_cast(stored, device, SUPPORTED) or stored
+    else:
+        computed = management.unet_dtype(model_params=count, supported_dtypes=SUPPORTED, weight_dtype=stored)
+    narrower = computed.itemsize < stored.itemsize
+    small = management.is_device_cpu(device) and count * computed.itemsize < CAST_BELOW
+    if computed != stored and (narrower or small):
+        core, stored = core.to(computed), computed
+
+    config = comfy.supported_models.Flux(host_model.unet_config(core.params))
+    config.set_inference_dtype(stored, None if computed == stored else computed)
+    config.latent_format = latent_format(path.parent)
+    config.memory_usage_factor *= core.params.hidden_size / 3072  # the host's number is the published width's
+    meta = torch.device("meta")
+    model = comfy.model_base.Flux(config, device=meta, unet_model=host_model.HostTransformer)
+    model.diffusion_model.load_state_dict(core.state_dict(), strict=True, assign=True)
+    model.diffusion_model.requires_grad_(False)
+    offload = management.unet_offload_device()
+    if not management.is_device_cpu(offload):
+        model.to(offload)
+    model.device = offload
+    model.kontext = ModelInfo(
+        name=name,
+        distilled=is_few_step(path),
+        few_step=find_few_step(path.parent) if path.parent == BUNDLED_FOLDER else None,
+    )
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=offload)
+
+
+def latent_format(folder: Path) -> comfy.latent_formats.Flux:
+    """FLUX's latents, previewed in the colours that a preview.json beside the model gives, if there is one."""
+    result = comfy.latent_formats.Flux()
+    file = folder / "preview.json"
+    if file.is_file():
+        factors = json.loads(file.read_text(encoding="utf-8"))
+        result.latent_rgb_factors = factors["latent_rgb_factors"]
+        result.latent_rgb_factors_bias = factors["latent_rgb_factors_bias"]
+        result.taesd_decoder_name = None  # a preview decoder for the published autoencoder cannot read these
+    return result
+
+
+def few_step_model(model):
+    """The distilled model that belongs to a MODEL, or the MODEL itself if it can be taken for distilled.
+
+    Raises:
+        ValueError: the model is not distilled, has no LoRA that might make it so, and brings no distilled one.
+    """
+    info = getattr(model.model, "kontext", None)
+    if info is None or info.distilled or model.patches:
+        return model
+    if info.few_step is not None:
+        return load_model_file(info.few_step, None, info.name)
+    raise ValueError(
+        f"few_step needs a distilled model, and {info.name} is not one: switch few_step off, load a distilled "
+        "model, or add a turbo LoRA"
+    )
+
+
+def load_clip(t5_name: str, clip_name: str):
+    """CLIP of two names that `list_models("text_encoders")` gives.
+
+    Raises:
+        ValueError: one of the bundled and one of the host's, or a file that is no such text encoder.
+    """
+    if (t5_name == BUNDLED) != (clip_name == BUNDLED):
+        raise ValueError(f"t5 is {t5_name!r} and clip {clip_name!r}: take both bundled, or both from files")
+    if t5_name == BUNDLED:
+        t5_path, clip_path = BUNDLED_FOLDER / "text_encoder_2", BUNDLED_FOLDER / "text_encoder"
+        tokenizers = BUNDLED_FOLDER / "tokenizer_2", BUNDLED_FOLDER / "tokenizer"
+    else:
+        t5_path, clip_path = find_file("text_encoders", t5_name), find_file("text_encoders", clip_name)
+        tokenizers = tokenizer_folders(t5_path, clip_path)
+    words = ClipTokenizer.from_path(tokenizers[1])
+    t5 = build(open_part(t5_path, T5), operations=torch.nn)
+    clip = weights.load_clip(clip_path, eos_token_id=words.eos_id)
+    tokenizer = host_clip.HostTokenizer(words, T5Tokenizer.from_path(tokenizers[0]), t5_name)
+    host_clip.check_tokenizer(tokenizer, t5, clip)
+    return host_clip.make_clip(t5, clip, tokenizer)
+
+
+def tokenizer_folders(t5_path: Path, clip_path: Path) -> tuple[Path, Path]:
+    """(T5's, CLIP's) tokenizer files: beside the weights in a model folder, else the host's own."""
+    import comfy.sd1_clip
+    import comfy.text_encoders.flux
+
+    t5 = Path(comfy.text_encoders.flux.__file__).parent / "t5_tokenizer"
+    clip = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"
+    beside = [folder / "tokenizer_2" for folder in (t5_path.parent, t5_path.parent.parent)]
+    t5 = next((folder for folder in beside if (folder / "tokenizer.json").is_file()), t5)
+    beside = [folder / "tokenizer" for folder in (clip_path.parent, clip_path.parent.parent)]
+    return t5, next((folder for folder in beside if (folder / "vocab.json").is_file()), clip)
+
+
+def load_vae(name: str) -> host_vae.HostVAE:
+    """VAE of a name that `list_models("vae")` gives."""
+    core = weights.load_autoencoder(find_file("vae", name))
+    small = 2 * core.params.ch < KONTEXT_DEV.autoencoder.ch
+    return host_vae.HostVAE(core, (KONTEXT_TINY if small else KONTEXT_DEV).max_area)
+
+
+def preferred_area(vae) -> int:
+    """Pixels that the model behind a VAE prefers; FLUX.1 Kontext's for a VAE that is not ours."""
+    return getattr(vae, "kontext_area", KONTEXT_DEV.max_area)

@@ -1,0 +1,91 @@
+"""The host's native values between nodes: conditioning lists, latents, encoded pictures, texts on a node.
+
+Conditioning is a list of [tensor, values] and is never changed in place: other nodes hold it too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import comfy.model_management
+import comfy.sd
+import node_helpers
+from torch import Tensor
+
+from .host_clip import HostTokenizer
+
+logger = logging.getLogger("kontext")
+
+
+def encode_prompt(clip: comfy.sd.CLIP, text: str, text_length: int = 0) -> tuple[list, list[str]]:
+    """CONDITIONING of a prompt as it is written, and what the encoders will not see of it.
+
+    Args:
+        clip: ours or native.
+        text_length: tokens that T5 is padded to; 0 for the encoders' own number.
+
+    Raises:
+        ValueError: there is no CLIP.
+    """
+    if clip is None:
+        raise ValueError("there are no text encoders: the loader this comes from found none in its file")
+    options = {"t5xxl_min_length": text_length} if text_length else {}
+    tokens = clip.tokenize(text, disable_weights=True, tokenizer_options=options)
+    warnings = clip.tokenizer.warnings(text) if isinstance(clip.tokenizer, HostTokenizer) else []
+    return clip.encode_from_tokens_scheduled(tokens), warnings
+
+
+def with_values(conditioning: list, values: dict) -> list:
+    """The conditioning with these values set."""
+    return node_helpers.conditioning_set_values(conditioning, values)
+
+
+def with_reference(conditioning: list, latent: Tensor, convention: str) -> list:
+    """The conditioning with one more reference, a raw latent (B, 16, h, w)."""
+    added = node_helpers.conditioning_set_values(conditioning, {"reference_latents": [latent]}, append=True)
+    return with_values(added, {"reference_latents_method": convention})
+
+
+def encode(vae: comfy.sd.VAE, image: Tensor) -> Tensor:
+    """IMAGE (B, H, W, 3) -> raw latent (B, 16, h, w)."""
+    return vae.encode(image[..., :3])
+
+
+def decode(vae: comfy.sd.VAE, latent: Tensor) -> Tensor:
+    """Raw latent (B, 16, h, w) -> IMAGE (B, H, W, 3)."""
+    return vae.decode(latent)
+
+
+def zeros(batch: int, rows: int, columns: int, channels: int = 16) -> Tensor:
+    """An empty latent where the host keeps what lies between nodes."""
+    import torch
+
+    return torch.zeros(batch, channels, rows, columns, device=comfy.model_management.intermediate_device())
+
+
+def tell(node_id: str | None, lines: list[str]) -> None:
+    """Show lines of text on the node that runs."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if lines and node_id is not None and server is not None:
+        server.send_progress_text("\n".join(lines), node_id)
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Stop before a black picture.
+
+    Raises:
+        FloatingPointError: NaN or infinite values.
+    """
+    if not tensor.isfinite().all():
+        raise FloatingPointError(
+            f"{what} holds NaN or infinite values: the weights are damaged, or need a wider dtype (load the "
+            "model with weight_dtype bfloat16 or float32; start ComfyUI with --fp32-vae for the VAE)"
+        )
+
+
+def log_time(text: str, started: float) -> None:
+    """Log what was done and how long it took since `started` (time.perf_counter)."""
+    logger.info("%s: %.1f s", text, time.perf_counter() - started)

@@ -1,0 +1,321 @@
+"""The core's transformer inside ComfyUI's `model_base.Flux`, with every patch point that its own FLUX has.
+
+Other packs reach into a model in known places: DIFFUSION_MODEL wrappers, `patches_replace["dit"]`,
+`post_input`, control residuals, `rope_options`, attention overrides and attention patches. They work on this
+model as on a native one because `forward` below calls them in the same order with the same arguments. Weights
+keep the published names, so LoRAs, weight patches and offloading find them.
+
+Source: Comfy-Org/ComfyUI comfy/ldm/flux/model.py (0.3.75 and 0.33), comfy/model_base.py `Flux`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import comfy.ldm.common_dit
+import comfy.ldm.flux.layers
+import comfy.ldm.flux.math
+import comfy.patcher_extension
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kontext_core import latents
+from ..kontext_core.conditioning import place_references
+from ..kontext_core.models.transformer import Flux, TransformerParams, timestep_embedding
+
+ZERO_TIME = "index_timestep_zero"  # references modulated as clean pictures (t = 0); placed as "index"
+
+
+def unet_config(params: TransformerParams) -> dict[str, Any]:
+    """What the host keeps of a model's sizes; channels are counted before the 2×2 patches."""
+    patch = latents.PATCH**2
+    return {
+        "image_model": "flux",
+        "in_channels": params.in_channels // patch,
+        "out_channels": params.out_channels // patch,
+        "patch_size": latents.PATCH,
+        "vec_in_dim": params.vec_in_dim,
+        "context_in_dim": params.context_in_dim,
+        "hidden_size": params.hidden_size,
+        "mlp_ratio": params.mlp_ratio,
+        "num_heads": params.num_heads,
+        "depth": params.depth,
+        "depth_single_blocks": params.depth_single_blocks,
+        "axes_dim": list(params.axes_dim),
+        "theta": params.theta,
+        "qkv_bias": params.qkv_bias,
+        "guidance_embed": params.guidance_embed,
+    }
+
+
+def _calls_attention_patches() -> bool:
+    """Whether this host's own FLUX calls attn1_patch; an older one ignores it, and so do we then."""
+    try:
+        return "attn1_patch" in inspect.getsource(comfy.ldm.flux.layers.DoubleStreamBlock.forward)
+    except OSError:  # a host without its sources
+        return False
+
+
+ATTENTION_PATCHES = _calls_attention_patches()
+
+
+class HostTransformer(Flux):
+    """`kontext_core`'s Flux as the host builds and calls it.
+
+    Args:
+        image_model: what `unet_config` gives, and further keys the host may add; only the sizes are used.
+        operations: the host's layers.
+    """
+
+    def __init__(self, image_model=None, patch_size=2, dtype=None, device=None, operations=None, **sizes):
+        patch = patch_size * patch_size
+        sizes["in_channels"] *= patch
+        sizes["out_channels"] *= patch
+        sizes["axes_dim"] = tuple(sizes["axes_dim"])
+        known = TransformerParams.__dataclass_fields__
+        params = TransformerParams(**{key: value for key, value in sizes.items() if key in known})
+        super().__init__(params, operations=operations, dtype=dtype, device=device)
+        # Read by the host and by other packs.
+        self.dtype = dtype
+        self.patch_size = patch_size
+        self.in_channels, self.out_channels = params.in_channels, params.out_channels
+        self.hidden_size, self.num_heads = params.hidden_size, params.num_heads
+        self.pe_embedder = comfy.ldm.flux.layers.EmbedND(
+            dim=params.hidden_size // params.num_heads, theta=params.theta, axes_dim=list(params.axes_dim)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Velocity (B, C, h, w) at x (B, C, h, w), through the DIFFUSION_MODEL wrappers."""
+        options = {} if transformer_options is None else transformer_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+
+    def _forward(
+        self,
+        x,
+        timestep,
+        context,
+        y=None,
+        guidance=None,
+        ref_latents=None,
+        control=None,
+        transformer_options=None,
+        **kwargs,
+    ) -> Tensor:
+        self._check(x, context, y)
+        options = dict(transformer_options or {})
+        height, width = x.shape[-2:]
+        target = self._pad(x)
+        rows, columns = target.shape[-2:]
+        method = kwargs.get("ref_latents_method", "offset")
+        references = [self._pad(reference) for reference in ref_latents or ()]
+        convention = "index" if method == ZERO_TIME else method if method in ("index", "uxo") else "offset"
+        ids = [latents.position_ids(rows, columns)]
+        ids += place_references([tuple(r.shape[-2:]) for r in references], (rows, columns), convention)
+        ids = torch.cat([_apply_rope_options(part, options.get("rope_options")) for part in ids]).to(x.device)
+        tokens = [latents.pack(part) for part in (target, *references)]
+        num_target = tokens[0].shape[1]
+        if references:
+            options["reference_image_num_tokens"] = [part.shape[1] for part in tokens[1:]]
+        out = self._blocks(
+            torch.cat(tokens, dim=1),
+            ids.expand(len(x), -1, -1),
+            context,
+            timestep,
+            y,
+            guidance,
+            control,
+            options,
+            kwargs.get("attention_mask"),
+            num_target=num_target,
+            zero_time=method == ZERO_TIME and bool(references),
+        )
+        return latents.unpack(out, rows, columns)[..., :height, :width]
+
+    def _check(self, x: Tensor, context: Tensor, y: Tensor | None) -> None:
+        params = self.params
+        if context.shape[-1] != params.context_in_dim:
+            raise ValueError(
+                f"these text encoders give {context.shape[-1]} numbers a token and this model takes "
+                f"{params.context_in_dim}: load the text encoders that belong to the model"
+            )
+        if y is not None and y.shape[-1] < params.vec_in_dim:
+            raise ValueError(
+                f"this CLIP gives a pooled vector of {y.shape[-1]} numbers and the model takes "
+                f"{params.vec_in_dim}: load the text encoders that belong to the model"
+            )
+        if x.ndim != 4:
+            raise ValueError(f"a latent of shape {tuple(x.shape)} is not a picture's (B, C, h, w)")
+
+    def _pad(self, latent: Tensor) -> Tensor:
+        return comfy.ldm.common_dit.pad_to_patch_size(latent, (self.patch_size, self.patch_size))
+
+    def _vector(self, timestep: Tensor, y: Tensor | None, guidance: Tensor | None, dtype) -> Tensor:
+        """The modulation vector. Without guidance none is added: the host has a node that asks for that."""
+        vec = self.time_in(timestep_embedding(timestep, 256).to(dtype))
+        repeats = len(timestep) // len(y) if y is not None else 1
+        if self.params.guidance_embed and guidance is not None:
+            embedded = timestep_embedding(guidance, 256).to(dtype)
+            vec = vec + self.guidance_in(embedded.repeat(len(vec) // len(embedded), 1))
+        if y is None:
+            y = vec.new_zeros(len(vec), self.params.vec_in_dim)
+        return vec + self.vector_in(y[:, : self.params.vec_in_dim].repeat(repeats, 1).to(dtype))
+
+    def _blocks(
+        self, img, img_ids, txt, timestep, y, guidance, control, options, mask, *, num_target, zero_time
+    ) -> Tensor:
+        patches = options.get("patches", {})
+        replace = options.get("patches_replace", {}).get("dit", {})
+        batch = len(img)
+        img = self.img_in(img)
+        times = torch.cat((timestep, timestep * 0)) if zero_time else timestep
+        vec = self._vector(times, y, guidance, img.dtype)
+        txt = self.txt_in(txt)
+        txt_ids = img_ids.new_zeros(batch, txt.shape[1], 3)
+        for patch in patches.get("post_input", ()):
+            out = patch(
+                {
+                    "img": img,
+                    "txt": txt,
+                    "img_ids": img_ids,
+                    "txt_ids": txt_ids,
+                    "transformer_options": options,
+                }
+            )
+            img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
+        pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
+        num_text = txt.shape[1]
+        segments = _Segments(batch, num_text, num_target, img.shape[1] - num_target) if zero_time else None
+
+        options.update(total_blocks=len(self.double_blocks), block_type="double")
+        for index, block in enumerate(self.double_blocks):
+            options["block_index"] = index
+            arguments = {
+                "img": img,
+                "txt": txt,
+                "vec": vec,
+                "pe": pe,
+                "attn_mask": mask,
+                "transformer_options": options,
+            }
+            run = partial(self._double, block, segments)
+            if ("double_block", index) in replace:
+                out = replace["double_block", index](arguments, {"original_block": run})
+            else:
+                out = run(arguments)
+            img, txt = out["img"], out["txt"]
+            img = _add_control(img, control, "input", index, 0)
+        if img.dtype == torch.float16:
+            img = torch.nan_to_num(img, nan=0.0, posinf=65504, neginf=-65504)
+
+        x = torch.cat((txt, img), dim=1)
+        options.update(total_blocks=len(self.single_blocks), block_type="single")
+        options["img_slice"] = [num_text, x.shape[1]]
+        for index, block in enumerate(self.single_blocks):
+            options["block_index"] = index
+            arguments = {"img": x, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
+            run = partial(self._single, block, segments)
+            if ("single_block", index) in replace:
+                x = replace["single_block", index](arguments, {"original_block": run})["img"]
+            else:
+                x = run(arguments)["img"]
+            x = _add_control(x, control, "output", index, num_text)
+        modulation = self.final_layer.adaLN_modulation[1](F.silu(vec[:batch]))
+        return self.final_layer(x[:, num_text : num_text + num_target], modulation)
+
+    def _double(self, block, segments: _Segments | None, arguments: dict) -> dict:
+        """A double-stream block on what a patch hands to `original_block`."""
+        silu = F.silu(arguments["vec"])
+        img_mod = block.img_mod(silu)
+        txt_mod = block.txt_mod(silu)
+        if segments is not None:
+            img_mod, txt_mod = segments.image(img_mod), segments.text(txt_mod)
+        img, txt = arguments["img"], arguments["txt"]
+        attend = partial(self._attend, arguments, txt.shape[1])
+        img, txt = block(img, txt, img_mod, txt_mod, None, attend, arguments.get("attn_mask"))
+        if txt.dtype == torch.float16:
+            txt = torch.nan_to_num(txt, nan=0.0, posinf=65504, neginf=-65504)
+        return {"img": img, "txt": txt}
+
+    def _single(self, block, segments: _Segments | None, arguments: dict) -> dict:
+        mod = block.modulation(F.silu(arguments["vec"]))
+        if segments is not None:
+            mod = segments.joined(mod)
+        num_text = arguments["transformer_options"]["img_slice"][0]
+        attend = partial(self._attend, arguments, num_text)
+        x = block(arguments["img"], mod, None, attend, arguments.get("attn_mask"))
+        if x.dtype == torch.float16:
+            x = torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504)
+        return {"img": x}
+
+    def _attend(self, arguments: dict, num_text: int, q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
+        """The host's rotation and attention, with its overrides and other packs' attention patches."""
+        options = arguments["transformer_options"]
+        pe, patches = arguments["pe"], options.get("patches", {}) if ATTENTION_PATCHES else {}
+        extra = {**options, "img_slice": [num_text, q.shape[2]]}
+        for patch in patches.get("attn1_patch", ()):
+            out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=extra)
+            q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
+            pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
+        out = comfy.ldm.flux.math.attention(q, k, v, pe=pe, mask=mask, transformer_options=options)
+        for patch in patches.get("attn1_output_patch", ()):
+            out = patch(out, extra)
+        return out
+
+
+class _Segments:
+    """Modulation by token when references are told t = 0: rows 0..B-1 are for t, rows B..2B-1 for t = 0."""
+
+    def __init__(self, batch: int, num_text: int, num_target: int, num_context: int):
+        self.batch, self.num_text = batch, num_text
+        self.num_target, self.num_context = num_target, num_context
+
+    def _spread(self, mod: Tensor, num_first: int) -> Tensor:
+        now, clean = mod[: self.batch, None], mod[self.batch :, None]
+        return torch.cat((now.expand(-1, num_first, -1), clean.expand(-1, self.num_context, -1)), dim=1)
+
+    def image(self, mod: Tensor) -> Tensor:
+        return self._spread(mod, self.num_target)
+
+    def text(self, mod: Tensor) -> Tensor:
+        return mod[: self.batch]
+
+    def joined(self, mod: Tensor) -> Tensor:
+        return self._spread(mod, self.num_text + self.num_target)
+
+
+def _add_control(x: Tensor, control: dict | None, side: str, index: int, start: int) -> Tensor:
+    """A ControlNet's residual for one block, on the image tokens from `start` on."""
+    residuals = () if control is None else control.get(side, ())
+    if index >= len(residuals) or residuals[index] is None:
+        return x
+    add = residuals[index]
+    x = x.clone()
+    x[:, start : start + add.shape[1]] += add
+    return x
+
+
+def _apply_rope_options(ids: Tensor, options: dict | None) -> Tensor:
+    """Scale ids (N, 3) about their first position and shift them, as the host's RoPE node asks."""
+    if options is None:
+        return ids
+    scale = torch.tensor([1.0, options.get("scale_y", 1.0), options.get("scale_x", 1.0)])
+    shift = torch.tensor([options.get(f"shift_{axis}", 0.0) for axis in "tyx"])
+    return ids[0] + (ids - ids[0]) * scale + shift

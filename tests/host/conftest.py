@@ -1,0 +1,200 @@
+"""A real ComfyUI for the tests of this folder: one server for the session, and single scripts run inside one.
+
+The ComfyUI is the one that COMFYUI_PATH names (with COMFYUI_PYTHON to run it), else the packaged one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import dev
+from kontext_core.models.autoencoder import Autoencoder
+from kontext_core.models.clip import ClipTextEncoder
+from kontext_core.models.t5 import T5Encoder
+from kontext_core.models.transformer import Flux
+from kontext_core.presets import KONTEXT_TINY
+from kontext_core.weights.locate import BUNDLED
+
+queue = dev.load_queue()
+INSIDE = Path(__file__).parent / "inside"
+
+
+@dataclass
+class Run:
+    """What a queued workflow did: its history and every message that came while it ran."""
+
+    history: dict
+    events: list[tuple[str, dict]] = field(default_factory=list)
+    previews: list[bytes] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict]:
+        return [data for name, data in self.events if name == kind]
+
+
+class Host:
+    """The session's server: queue workflows, upload pictures, read the log."""
+
+    def __init__(self, server: dev.ComfyServer):
+        self.server = server
+        self.client = queue.Client(server.url)
+
+    def run(self, workflow: dict, on_event=None) -> Run:
+        """Queue and wait; a node's error is raised as `queue.WorkflowError`."""
+        run = Run(history={})
+
+        def collect(kind: str, data) -> None:
+            run.previews.append(data) if kind == "preview" else run.events.append((kind, data))
+            if on_event is not None:
+                on_event(kind, data)
+
+        run.history = self.client.wait(self.client.queue(workflow), collect)
+        return run
+
+    def error(self, workflow: dict) -> str:
+        """The message of a workflow that must fail."""
+        with pytest.raises(queue.WorkflowError) as caught:
+            self.run(workflow)
+        return str(caught.value)
+
+    def upload(self, image: Image.Image, name: str) -> str:
+        path = self.server.base / name
+        image.save(path)
+        return self.client.upload(path)
+
+    def pictures(self, run: Run) -> list[Image.Image]:
+        """What the workflow's SaveImage nodes wrote."""
+        folder = self.server.base / "downloads"
+        return [Image.open(path).copy() for path in self.client.save(run.history, folder)]
+
+    def put_model(self, kind: str, name: str) -> Path:
+        """The path for a file of this name in one of the server's model folders."""
+        folder = self.server.base / "models" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    def log(self) -> str:
+        return self.server.log.read_text(encoding="utf-8", errors="replace")
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> tuple[Path, Path]:
+    """(folder of the ComfyUI, the Python that runs it)."""
+    folder, python = dev.prepare_host(Path(sys.executable))
+    return folder, python
+
+
+@pytest.fixture(scope="session")
+def host(comfyui, tmp_path_factory) -> Iterator[Host]:
+    """The session's server. Its models folder starts empty: the pack's bundled model is there all the same."""
+    base = tmp_path_factory.mktemp("comfyui")
+    with dev.ComfyServer(*comfyui, base) as server:
+        host = Host(server)
+        yield host
+        host.client.close()
+
+
+def random_weights(module: torch.nn.Module, seed: int, spread: float = 0.05) -> dict[str, torch.Tensor]:
+    """Weights that give finite results and differ everywhere: norms near 1, the rest near 0."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in module.state_dict().items():
+        drawn = torch.randn(value.shape, generator=generator) * spread
+        is_norm = key.endswith(".scale") or ("norm" in key and key.endswith(".weight"))
+        state[key] = drawn + 1 if is_norm else drawn
+    return state
+
+
+@pytest.fixture(scope="session")
+def tiny(host) -> dict[str, str]:
+    """Names of random weights of kontext-tiny's sizes in the server's folders, tokenizers beside them."""
+    modules = {
+        "diffusion_models": Flux(KONTEXT_TINY.transformer),
+        "vae": Autoencoder(KONTEXT_TINY.autoencoder),
+        "t5": T5Encoder(KONTEXT_TINY.t5),
+        "clip": ClipTextEncoder(KONTEXT_TINY.clip),
+    }
+    names = {}
+    for seed, (kind, module) in enumerate(modules.items()):
+        names[kind] = f"random_{kind}.safetensors"
+        folder = "text_encoders" if kind in ("t5", "clip") else kind
+        save_file(random_weights(module, seed), host.put_model(folder, names[kind]))
+    for name in ("tokenizer", "tokenizer_2"):
+        folder = host.put_model("text_encoders", name)
+        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
+    return names
+
+
+def loaders(tiny: dict[str, str]) -> dict:
+    """The nodes "model", "clip" and "vae" of a workflow over the random weights."""
+    return {
+        "model": {
+            "class_type": "KontextLoadModel",
+            "inputs": {"model": tiny["diffusion_models"], "weight_dtype": "default"},
+        },
+        "clip": {
+            "class_type": "KontextLoadTextEncoders",
+            "inputs": {"t5": tiny["t5"], "clip": tiny["clip"]},
+        },
+        "vae": {"class_type": "KontextLoadVAE", "inputs": {"vae": tiny["vae"]}},
+    }
+
+
+def edit(tiny: dict[str, str], image: str | None = None, **changes) -> dict:
+    """A workflow of Kontext Edit ("edit") over the random weights, saved by "save"."""
+    inputs = {
+        "model": ["model", 0], "clip": ["clip", 0], "vae": ["vae", 0], "prompt": "make it red", "seed": 1,
+        "steps": 2, "guidance": 2.5, "few_step": "off", "fit": "stretch", "padding": "mirror",
+        "convention": "offset", "width": 0, "height": 0, "sampler": "euler", "shift": "resolution", "mu": 1.15,
+        "batch_size": 1, "bfl_parity": False,
+    }  # fmt: skip
+    workflow = loaders(tiny)
+    if image is not None:
+        workflow["load"] = {"class_type": "LoadImage", "inputs": {"image": image}}
+        inputs["image"] = ["load", 0]
+    workflow["edit"] = {"class_type": "KontextEdit", "inputs": {**inputs, **changes}}
+    save = {"images": ["edit", 0], "filename_prefix": "test"}
+    workflow["save"] = {"class_type": "SaveImage", "inputs": save}
+    return workflow
+
+
+@pytest.fixture
+def edit_workflow(tiny):
+    """`edit` over the session's random weights."""
+    return lambda image=None, **changes: edit(tiny, image, **changes)
+
+
+@pytest.fixture(scope="session")
+def inside(comfyui, tmp_path_factory):
+    """Runs tests/host/inside/<name>.py in a Python that has ComfyUI and this pack; returns its JSON answer."""
+    folder, python = comfyui
+    base = tmp_path_factory.mktemp("inside")
+
+    def run(name: str, *arguments: str, options: tuple[str, ...] = ()) -> dict:
+        answer = base / f"{name}.json"
+        command = [
+            str(python),
+            str(INSIDE / f"{name}.py"),
+            str(folder),
+            str(answer),
+            *arguments,
+            "--",
+            *options,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(INSIDE)}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=base, env=environment)
+        assert result.returncode == 0, f"{name} failed:\n{result.stdout}\n{result.stderr}"
+        return json.loads(answer.read_text())
+
+    return run
