@@ -1,0 +1,1 @@
+"""Weight files: what a file is, strict loading from the memory map, conversion, quantisation, offload."""
