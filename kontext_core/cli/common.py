@@ -1,0 +1,155 @@
+"""What the commands share: options of the model, sizes, progress on standard error, memory at the peak."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..samplers import StepInfo
+    from ..weights.load import KontextModel
+
+DEFAULT_MODEL = "kontext-tiny"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model and its parts, dtype and device."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME|PATH",
+        help="a bundled model, a folder with all parts, or a transformer file (default: %(default)s)",
+    )
+    group.add_argument("--t5", metavar="PATH", help="T5 encoder file or folder, where it is not beside the model")
+    group.add_argument("--clip", metavar="PATH", help="CLIP text encoder file or folder, likewise")
+    group.add_argument("--vae", metavar="PATH", help="autoencoder file or folder, likewise")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="compute in this type (default: that of the files)",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps … (default: cuda where there is one, else cpu)")
+
+
+def load_model(args: argparse.Namespace) -> KontextModel:
+    """The model that the options name."""
+    import torch
+
+    from ..weights.load import load_model
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else None)
+    if device is not None:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            # torch was built without this device, or there is none of that number.
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {device} cannot be used: {reason}") from error
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return load_model(args.model, t5=args.t5, clip=args.clip, vae=args.vae, dtype=dtype, device=device)
+
+
+def size(text: str) -> str | tuple[int, int]:
+    """--size: "auto" or WIDTHxHEIGHT in multiples of 16."""
+    if text == "auto":
+        return text
+    try:
+        width, height = (int(part) for part in text.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WIDTHxHEIGHT or auto") from None
+    if min(width, height) < 16 or width % 16 or height % 16:
+        near = "x".join(str(max(16, 16 * round(n / 16))) for n in (width, height))
+        raise argparse.ArgumentTypeError(f"{text} is not in multiples of 16; try {near}")
+    return width, height
+
+
+def whole(low: int):
+    """A whole number of at least `low`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        return value
+
+    return number
+
+
+def check_output(path: str, *, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """Refuse an output that could not be written, before any work is done."""
+    target = Path(path)
+    if target.suffix.lower() not in suffixes:
+        raise ValueError(f"--output {path}: the suffix must be one of {', '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise ValueError(f"--output {path}: the folder {target.parent} does not exist; make it first")
+    if target.is_dir():
+        raise ValueError(f"--output {path} is a folder; give a file name")
+    return target
+
+
+class Progress:
+    """Steps with the time that is left, on standard error: one line that changes, or lines in a log."""
+
+    def __init__(self, label: str = "step") -> None:
+        self.label = label
+        self.started = time.perf_counter()
+        self.live = sys.stderr.isatty()
+
+    def __call__(self, info: StepInfo) -> None:
+        done, total = info.index + 1, info.num_steps
+        left = (time.perf_counter() - self.started) / done * (total - done)
+        line = f"{self.label} {done}/{total}, {left:.0f} s left"
+        if self.live:
+            print(f"\r{line:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has had in RAM, in bytes."""
+    if sys.platform == "win32":
+        import ctypes
+        from ctypes import wintypes
+
+        class Counters(ctypes.Structure):
+            _fields_ = [
+                ("cb", wintypes.DWORD),
+                ("PageFaultCount", wintypes.DWORD),
+                *[(name, ctypes.c_size_t) for name in ("PeakWorkingSetSize", "WorkingSetSize")],
+                *[(f"unused{i}", ctypes.c_size_t) for i in range(6)],
+            ]
+
+        counters = Counters(cb=ctypes.sizeof(Counters))
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.GetCurrentProcess.restype = wintypes.HANDLE
+        read = kernel.K32GetProcessMemoryInfo
+        read.argtypes = [wintypes.HANDLE, ctypes.c_void_p, wintypes.DWORD]
+        read(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+        return counters.PeakWorkingSetSize
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: on Linux a child starts with its parent's.
+        lines = status.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
