@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import edit
+from .cli import edit, files
 
-COMMANDS = (edit,)
+COMMANDS = (edit, files)
 
 
 class _Parser(argparse.ArgumentParser):
