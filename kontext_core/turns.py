@@ -1,0 +1,215 @@
+"""Turns: instructions done one after another on one picture, with branches and second tries.
+
+A session is a tree. Each turn names the turn it starts from, so that any of them can be branched from, or
+redone with another seed, and everything else stays. Between turns the latent is handed on, which no decoding
+and encoding wears out, or the picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from . import geometry
+from .edit import edit_image
+
+if TYPE_CHECKING:
+    from .samplers import OnStep
+    from .weights.load import KontextModel
+
+FORMAT = 1
+Chain = Literal["latents", "pictures"]
+CHAINS: tuple[Chain, ...] = ("latents", "pictures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One instruction, the turn it starts from (None for the first picture), its seed and own settings."""
+
+    instruction: str
+    parent: int | None
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Turns in the order they were asked for; a turn's number is its place, from 0.
+
+    Attributes:
+        chain: "latents" hands the latent from turn to turn, "pictures" the decoded picture.
+        settings: arguments of `edit_image` for every turn; a turn's own come before them.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    chain: Chain = "latents"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.chain not in CHAINS:
+            raise ValueError(f"chain is {self.chain!r}; choose one of {', '.join(CHAINS)}")
+        for number, turn in enumerate(self.turns):
+            if turn.parent is not None and not 0 <= turn.parent < number:
+                raise ValueError(f"turn {number + 1} cannot start from turn {turn.parent + 1}, which comes later")
+
+    def add(self, instruction: str, *, seed: int | None = None, **settings: Any) -> Session:
+        """One more turn after the last one; its seed is its parent's plus 1 unless given."""
+        return self.branch(len(self.turns) - 1 if self.turns else None, instruction, seed=seed, **settings)
+
+    def branch(self, parent: int | None, instruction: str, *, seed: int | None = None, **settings: Any) -> Session:
+        """A turn that starts from any earlier one, or from the first picture (None)."""
+        self._check(parent)
+        if seed is None:
+            seed = 0 if parent is None else self.turns[parent].seed + 1
+        turn = Turn(instruction=instruction, parent=parent, seed=seed, settings=settings)
+        return replace(self, turns=(*self.turns, turn))
+
+    def redo(self, number: int, seed: int) -> Session:
+        """The same turn from the same start with another seed, as a new turn beside it."""
+        self._check(number)
+        return replace(self, turns=(*self.turns, replace(self.turns[number], seed=seed)))
+
+    def path(self, number: int) -> list[int]:
+        """The turns from the first picture to this one, this one last."""
+        self._check(number)
+        steps: list[int] = []
+        at: int | None = number
+        while at is not None:
+            steps.append(at)
+            at = self.turns[at].parent
+        return steps[::-1]
+
+    def to_json(self) -> str:
+        """The session as JSON; `from_json` reads it back."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Session:
+        """Read and check what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no session, of a newer format, or a field is missing or of a wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the session is not JSON: {error}") from error
+        names = {f.name for f in fields(cls)} | {"format"}
+        if not isinstance(data, dict) or set(data) != names:
+            raise ValueError(f"a session has the fields {', '.join(sorted(names))}")
+        if data.pop("format") != FORMAT:
+            raise ValueError(f"the session has another format than {FORMAT}; update this package")
+        if not isinstance(data["turns"], list) or not isinstance(data["settings"], dict):
+            raise ValueError("the session's turns are a list and its settings an object")
+        turns = []
+        for number, turn in enumerate(data["turns"], 1):
+            if not isinstance(turn, dict) or set(turn) != {f.name for f in fields(Turn)}:
+                raise ValueError(f"turn {number} has the fields {', '.join(f.name for f in fields(Turn))}")
+            good = isinstance(turn["instruction"], str) and isinstance(turn["seed"], int)
+            good = good and isinstance(turn["parent"], int | None) and isinstance(turn["settings"], dict)
+            if not good:
+                raise ValueError(f"a field of turn {number} is of a wrong type")
+            turns.append(Turn(**turn))
+        return cls(turns=tuple(turns), chain=data["chain"], settings=data["settings"])
+
+    def _check(self, number: int | None) -> None:
+        if number is not None and not 0 <= number < len(self.turns):
+            raise ValueError(f"there is no turn {number + 1}; the session has {len(self.turns)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnResult:
+    """What a turn made: the picture at the first one's size, the latent, and how long it took.
+
+    Attributes:
+        image: (B,3,H,W) in [-1,1].
+        latent: (B,16,h,w), scaled, for the next turn.
+        geometry: how the first picture went to the latent's size.
+    """
+
+    image: Tensor
+    latent: Tensor
+    geometry: geometry.Geometry
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def run_session(
+    model: KontextModel,
+    image: Tensor,
+    session: Session,
+    done: Mapping[int, TurnResult] | None = None,
+    *,
+    on_turn: Callable[[int, TurnResult], None] | None = None,
+    on_step: OnStep | None = None,
+) -> dict[int, TurnResult]:
+    """Do the turns of a session that are not done yet, in order.
+
+    Args:
+        image: the first picture (B,3,H,W) in [-1,1].
+        done: results of earlier runs by turn number; they are not computed again.
+        on_turn: called with a turn's number and result as soon as it is finished.
+        on_step: progress within a turn; may raise to stop, and what is finished has been given to `on_turn`.
+
+    Raises:
+        ValueError: a setting that a session fixes itself.
+    """
+    for number, turn in enumerate(session.turns, 1):
+        own = [name for name in ("size", "images", "prompt", "reference_latents") if name in turn.settings]
+        if own or "size" in session.settings:
+            raise ValueError(f"turn {number} sets {', '.join(own) or 'size'}: a session keeps the picture's size")
+    results = dict(done or {})
+    for number, turn in enumerate(session.turns):
+        if number in results:
+            continue
+        settings = {**session.settings, **turn.settings, "seed": turn.seed, "on_step": on_step}
+        before = None if turn.parent is None else results[turn.parent]
+        results[number] = _run_turn(model, image, turn.instruction, before, session.chain, settings)
+        if on_turn is not None:
+            on_turn(number, results[number])
+    return results
+
+
+def _run_turn(
+    model: KontextModel,
+    image: Tensor,
+    instruction: str,
+    before: TurnResult | None,
+    chain: Chain,
+    settings: dict[str, Any],
+) -> TurnResult:
+    if before is None or chain == "pictures":
+        made = edit_image(model, image if before is None else before.image, instruction, **settings)
+        plan, picture = made.geometry, made.images
+    else:
+        # The canvas is the first turn's: the latent sets the size, so a fit has nothing to say.
+        settings = {key: value for key, value in settings.items() if key != "fit"}
+        made = edit_image(model, None, instruction, reference_latents=[before.latent], **settings)
+        plan = before.geometry
+        picture = geometry.invert(plan, made.images, image)
+    return TurnResult(
+        image=picture, latent=made.latent, geometry=plan, seconds=made.seconds, warnings=made.warnings
+    )
+
+
+def three_steps(structure: str, detail: str, style: str) -> list[str]:
+    """The order in which a large change holds together best: structure, then detail, then style.
+
+    Empty steps are left out; the first two say that what they do not name stays, the last keeps the
+    composition.
+    """
+    from .prompts import keeping
+
+    steps = (
+        keeping(structure, "everything else"),
+        keeping(detail, "the composition and everything else"),
+        keeping(style, "the composition, the position of every object and every face"),
+    )
+    chosen: Sequence[str] = [step for step in steps if step]
+    if not chosen:
+        raise ValueError("give at least one of structure, detail and style")
+    return list(chosen)

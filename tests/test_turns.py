@@ -1,0 +1,115 @@
+"""Turns follow one another, branch, are redone, and are not computed twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kontext_core import geometry
+from kontext_core.edit import edit_image
+from kontext_core.turns import Session, run_session, three_steps
+from kontext_core.weights.load import load_model
+
+
+@pytest.fixture(scope="module")
+def model(random_tiny_folder):
+    return load_model(random_tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def start() -> torch.Tensor:
+    return torch.rand(1, 3, 50, 70, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+SETTINGS = {"num_steps": 1, "fit": "crop"}
+
+
+def test_latents_are_handed_on_without_decoding(model, start):
+    session = Session(settings=SETTINGS).add("make it red", seed=3).add("add a star")
+    assert [turn.seed for turn in session.turns] == [3, 4]
+    results = run_session(model, start, session)
+    first = edit_image(model, start, "make it red", seed=3, **SETTINGS)
+    second = edit_image(model, None, "add a star", seed=4, num_steps=1, reference_latents=[first.latent])
+    assert torch.equal(results[0].image, first.images) and torch.equal(results[1].latent, second.latent)
+    expected = geometry.invert(first.geometry, second.images, start)
+    assert torch.equal(results[1].image, expected) and expected.shape == start.shape
+
+
+def test_pictures_can_be_handed_on_instead(model, start):
+    session = Session(chain="pictures", settings=SETTINGS).add("one").add("two")
+    results = run_session(model, start, session)
+    again = edit_image(model, results[0].image, "two", seed=1, **SETTINGS)
+    assert torch.equal(results[1].image, again.images)
+
+
+def test_branches_and_second_tries_compute_only_what_is_new(model, start):
+    session = Session(settings=SETTINGS).add("one").add("two")
+    results = run_session(model, start, session)
+    longer = session.branch(0, "three", seed=9).redo(1, seed=7).branch(None, "four")
+    assert [turn.parent for turn in longer.turns] == [None, 0, 0, 0, None]
+    assert longer.turns[3].instruction == "two" and longer.turns[3].seed == 7
+    assert longer.path(3) == [0, 3] and longer.path(4) == [4]
+    finished: list[int] = []
+    more = run_session(model, start, longer, results, on_turn=lambda number, _: finished.append(number))
+    assert finished == [2, 3, 4]
+    assert more[1] is results[1]
+    assert not torch.equal(more[3].latent, more[1].latent)
+
+
+def test_a_turns_own_settings_come_before_the_sessions(model, start):
+    steps: list[int] = []
+    session = Session(settings=SETTINGS).add("one").add("two", num_steps=3)
+    run_session(model, start, session, on_step=lambda info: steps.append(info.num_steps))
+    assert steps == [1, 3, 3, 3]
+
+
+def test_what_is_finished_before_a_stop_is_kept(model, start):
+    kept = {}
+    count = []
+
+    def stop(_):
+        count.append(1)
+        if len(count) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        session = Session(settings=SETTINGS).add("one").add("two")
+        run_session(model, start, session, on_turn=kept.__setitem__, on_step=stop)
+    assert list(kept) == [0]
+
+
+def test_a_session_survives_json_and_a_damaged_one_is_refused():
+    session = Session(chain="pictures", settings={"num_steps": 4}).add("赤").branch(None, "two", guidance=3.0)
+    assert Session.from_json(session.to_json()) == session
+    data = json.loads(session.to_json())
+    for change, words in (
+        ({"turns": 3}, "turns are a list"),
+        ({"format": 2}, "another format"),
+        ({"chain": "knots"}, "choose one of latents, pictures"),
+        ({"turns": [{}]}, "turn 1 has the fields"),
+        ({"turns": [{**data["turns"][0], "seed": "x"}]}, "turn 1 is of a wrong type"),
+        ({"turns": [{**data["turns"][0], "parent": 4}]}, "comes later"),
+        ({"more": 1}, "a session has the fields"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Session.from_json(json.dumps({**data, **change}))
+    with pytest.raises(ValueError, match="not JSON"):
+        Session.from_json("{")
+
+
+def test_turns_that_are_not_there_and_sizes_are_refused(model, start):
+    session = Session().add("one")
+    for wrong in (lambda: session.redo(1, 0), lambda: session.branch(5, "x"), lambda: session.path(2)):
+        with pytest.raises(ValueError, match="there is no turn"):
+            wrong()
+    with pytest.raises(ValueError, match="keeps the picture's size"):
+        run_session(model, start, session.add("two", size=(64, 64)))
+
+
+def test_the_three_steps_say_what_stays():
+    steps = three_steps("Move the cup to the left", "", "Change the style to a woodcut")
+    assert len(steps) == 2 and all("while keeping" in step for step in steps)
+    with pytest.raises(ValueError, match="at least one"):
+        three_steps("", " ", "")
