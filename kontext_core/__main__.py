@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import edit, files
+from .cli import edit, files, turns
 
-COMMANDS = (edit, files)
+COMMANDS = (edit, turns, files)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,64 @@
+"""`turns` from the outside: a session in a folder, gone on with, branched and redone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kontext_core.__main__ import main
+from kontext_core.cli import turns as command
+from kontext_core.turns import CHAINS, Session
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "in.png"
+    y, x = np.mgrid[0:48, 0:72]
+    Image.fromarray(np.stack([3 * x, 5 * y, x + y], 2).astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_session_is_made_gone_on_with_branched_and_redone(picture, tmp_path, random_tiny_folder, capsys):
+    folder = tmp_path / "session"
+    base = ["turns", str(picture), "--folder", str(folder), "--model", str(random_tiny_folder), "--json"]
+
+    def call(*arguments: str) -> list[dict]:
+        assert main([*base, *arguments]) == 0
+        return json.loads(capsys.readouterr().out)["turns"]
+
+    made = call("--do", "make it red", "--do", "add a star", "--steps", "1", "--seed", "4")
+    assert [(t["number"], t["from"], t["seed"]) for t in made] == [(1, 0, 4), (2, 1, 5)]
+    files = {f"turn-00{n}.{kind}" for n in (1, 2) for kind in ("png", "safetensors")}
+    assert {path.name for path in folder.iterdir()} == files | {"session.json", "drift.json", "drift.png"}
+    assert Image.open(folder / "turn-002.png").size == (72, 48)
+    kept = (folder / "turn-001.png").read_bytes()
+
+    branched = call("--from", "1", "--do", "remove the star", "--steps", "1")
+    assert [(t["number"], t["from"], t["seed"]) for t in branched][2:] == [(3, 1, 5)]
+    redone = call("--redo", "2", "--seed", "77")
+    assert (redone[3]["instruction"], redone[3]["from"], redone[3]["seed"]) == ("add a star", 1, 77)
+    assert redone[0]["seconds"] == {} and redone[3]["seconds"]["sample"] > 0
+    assert (folder / "turn-001.png").read_bytes() == kept
+    assert (folder / "turn-004.png").read_bytes() != (folder / "turn-002.png").read_bytes()
+    session = Session.from_json((folder / "session.json").read_text())
+    assert [turn.settings for turn in session.turns] == [{"num_steps": 1}] * 4
+    assert set(redone[3]["drift"]) == {"psnr", "ssim", "similarity", "edited", "shift"}
+
+    for arguments, words in (
+        (["--redo", "2"], "takes a --seed"),
+        (["--redo", "9", "--seed", "1"], "there is no turn 9"),
+        ([], "--do is missing"),
+        (["--do", "x", "--chain", "pictures"], "its own --chain: use a new folder"),
+    ):
+        assert main([*base, *arguments]) == 2
+        assert words in capsys.readouterr().err
+    Image.new("RGB", (72, 48)).save(picture)
+    assert main([*base, "--do", "x"]) == 2
+    assert "the turns of another picture" in capsys.readouterr().err
+
+
+def test_the_choices_offered_are_those_of_the_core():
+    assert command.CHAINS == CHAINS
