@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import itertools
 import string
+from pathlib import Path
 
 import pytest
 import torch
 
+import kontext_core
 from kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
-from kontext_core.tiny.tokenizers import train_clip, train_t5, train_tokenizers
+from kontext_core.tiny.tokenizers import (
+    CLIP_VOCAB_SIZE,
+    T5_VOCAB_SIZE,
+    train_clip,
+    train_t5,
+    train_tokenizers,
+)
+
+BUNDLED = Path(kontext_core.__file__).parent / "assets" / "kontext-tiny"
 
 CORPUS = [
     line.format(color=color, thing=thing, word=word)
@@ -131,6 +141,20 @@ def test_transformers_reads_both_and_gives_the_same_ids(folder):
         torch.tensor(theirs(PROMPTS, padding="max_length", truncation=True).input_ids),
         ours.encode(PROMPTS).ids,
     )
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_bundled_tokenizers_know_the_world_and_cut_nothing(split):
+    from kontext_core.tiny.world import corpus
+
+    prompts = corpus(300, split)
+    t5, clip = T5Tokenizer.from_path(BUNDLED / "tokenizer_2"), ClipTokenizer.from_path(BUNDLED / "tokenizer")
+    for tokens in (t5.encode(prompts), clip.encode(prompts)):
+        assert not any(tokens.cut) and not any(tokens.unknown)
+    assert t5.vocab_size <= T5_VOCAB_SIZE and clip.vocab_size == CLIP_VOCAB_SIZE
+    words = sum(len(prompt.split()) for prompt in prompts)
+    pieces = sum(len(t5.tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in prompts)
+    assert pieces < 1.4 * words  # words are whole; only the spelled ones and punctuation are more
 
 
 def test_vocabularies_stay_within_their_sizes():
