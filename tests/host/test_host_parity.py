@@ -1,0 +1,171 @@
+"""A full-width checkpoint loaded by ComfyUI itself and by ours, through the same nodes, gives the same latents.
+
+One double-stream and two single-stream blocks of FLUX.1's own width with random weights in bfloat16; on a CPU
+ComfyUI computes both in float32. The text encoders have the published output sizes and are otherwise small.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from kontext_core.models.clip import ClipParams, ClipTextEncoder
+from kontext_core.models.t5 import T5Encoder, T5Params
+from kontext_core.models.transformer import Flux, TransformerParams
+from kontext_core.weights.locate import BUNDLED
+
+# Both in float32, and sums in another order in a few places: what is left is rounding. The values are about 1.
+TOLERANCE = 1e-4
+
+
+def linear_weights(module: torch.nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights that keep the size of what passes: spread 1/sqrt(inputs), norms 1, small biases.
+
+    Cut from one run of random numbers over and over: drawing 700 million takes a minute.
+    """
+    pool = torch.randn(16_000_057, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    state, position = {}, 0
+    for key, value in module.state_dict().items():
+        if key.endswith(".scale") or ("layer_norm" in key and key.endswith(".weight")):
+            state[key] = torch.ones(value.shape, dtype=dtype)
+            continue
+        spread = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.02
+        repeats = -(-(position + value.numel()) // len(pool))
+        run = pool.repeat(repeats)[position : position + value.numel()]
+        state[key] = run.mul(spread).view(value.shape)
+        position = (position + 1_000_003) % len(pool)
+    return state
+
+
+@pytest.fixture(scope="module")
+def wide(host, tiny) -> dict[str, str]:
+    """Names of the wide transformer and of text encoders that fit it."""
+    with torch.device("meta"):
+        transformer = Flux(TransformerParams(depth=1, depth_single_blocks=2))
+        t5 = T5Encoder(T5Params(vocab_size=2048, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+        clip = ClipTextEncoder(
+            ClipParams(vocab_size=1024, intermediate_size=32, num_layers=1, eos_token_id=1023)
+        )
+    files = {
+        "model": ("diffusion_models", linear_weights(transformer, 0, torch.bfloat16)),
+        "t5": ("text_encoders", linear_weights(t5, 1, torch.float32)),
+        "clip": ("text_encoders", linear_weights(clip, 2, torch.float32)),
+    }
+    for name, (folder, state) in files.items():
+        save_file(state, host.put_model(f"{folder}/wide", f"{name}.safetensors"))
+    for name in ("tokenizer", "tokenizer_2"):
+        folder = host.put_model("text_encoders/wide", name)
+        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
+    config = folder / "tokenizer_config.json"  # few text tokens: only the width matters here
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 12}))
+    return {name: f"wide/{name}.safetensors" for name in files}
+
+
+def shared(wide: dict, tiny: dict, picture: str) -> dict:
+    """The nodes that every branch takes: both models, the schedule and sampler of either, prompt and reference."""
+    flux = {"max_shift": 1.15, "base_shift": 0.5, "width": 32, "height": 48}
+    nodes = {
+        "native file": {
+            "class_type": "UNETLoader",
+            "inputs": {"unet_name": wide["model"], "weight_dtype": "default"},
+        },
+        "our file": {
+            "class_type": "KontextLoadModel",
+            "inputs": {"model": wide["model"], "weight_dtype": "default"},
+        },
+        "clip": {"class_type": "KontextLoadTextEncoders", "inputs": {"t5": wide["t5"], "clip": wide["clip"]}},
+        "vae": {"class_type": "KontextLoadVAE", "inputs": {"vae": tiny["vae"]}},
+        "picture": {"class_type": "LoadImage", "inputs": {"image": picture}},
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"text": "make it red", "clip": ["clip", 0]}},
+        "guided": {"class_type": "FluxGuidance", "inputs": {"conditioning": ["text", 0], "guidance": 2.5}},
+        "latent": {"class_type": "VAEEncode", "inputs": {"pixels": ["picture", 0], "vae": ["vae", 0]}},
+        "positive": {
+            "class_type": "ReferenceLatent",
+            "inputs": {"conditioning": ["guided", 0], "latent": ["latent", 0]},
+        },
+        "native sampler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "our sampler": {"class_type": "KontextSampler", "inputs": {"sampler": "euler"}},
+        "our sigmas": {"class_type": "KontextSchedule", "inputs": {
+            "steps": 2, "shift": "resolution", "mu": 1.15, "denoise": 1.0, "width": 32, "height": 48,
+        }},
+        "native sigmas": {"class_type": "BasicScheduler", "inputs": {
+            "model": ["native model", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0,
+        }},
+    }  # fmt: skip
+    for label in ("native", "our"):
+        nodes[f"{label} model"] = {
+            "class_type": "ModelSamplingFlux",
+            "inputs": {"model": [f"{label} file", 0], **flux},
+        }
+    return nodes
+
+
+BRANCHES = {
+    # name: (model, sampler, sigmas); the first two are KSamplers, which choose those themselves
+    "KSampler, native model": ("native", None, None),
+    "KSampler, our model": ("our", None, None),
+    "all native": ("native", "native", "native"),
+    "our sampler, native model": ("native", "our", "native"),
+    "our sampler, our model": ("our", "our", "native"),
+    "our sigmas and sampler, our model": ("our", "our", "our"),
+    "our sigmas, native model": ("native", "native", "our"),
+    "our sigmas, our model": ("our", "native", "our"),
+}
+
+
+def branch(model: str, sampler: str | None, sigmas: str | None) -> dict:
+    common = {
+        "model": [f"{model} model", 0], "cfg": 1.0, "positive": ["positive", 0], "negative": ["positive", 0],
+        "latent_image": ["latent", 0],
+    }  # fmt: skip
+    if sampler is None:
+        own = {"seed": 3, "steps": 2, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        return {"class_type": "KSampler", "inputs": {**common, **own}}
+    own = {
+        "add_noise": True, "noise_seed": 3, "sampler": [f"{sampler} sampler", 0], "sigmas": [f"{sigmas} sigmas", 0],
+    }  # fmt: skip
+    return {"class_type": "SamplerCustom", "inputs": {**common, **own}}
+
+
+@pytest.fixture(scope="module")
+def latents(host, wide, tiny) -> dict[str, torch.Tensor]:
+    """Every branch's latent, from one workflow, in which each model is loaded once."""
+    pixels = np.random.default_rng(1).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+    nodes = shared(wide, tiny, host.upload(Image.fromarray(pixels), "wide.png"))
+    for name, parts in BRANCHES.items():
+        nodes[name] = branch(*parts)
+        inputs = {"samples": [name, 0], "filename_prefix": "parity"}
+        nodes[f"save {name}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    outputs = host.run(nodes).history["outputs"]
+    result = {}
+    for name in BRANCHES:
+        file = outputs[f"save {name}"]["latents"][0]
+        path = host.server.base / "output" / file["subfolder"] / file["filename"]
+        result[name] = load_file(path)["latent_tensor"]
+    return result
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape and b.std() > 0.1
+    return float((a - b).abs().max() / b.std())
+
+
+def test_our_model_gives_the_native_models_latents_through_the_same_ksampler(latents):
+    assert difference(latents["KSampler, our model"], latents["KSampler, native model"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["native", "our"])
+def test_our_sampler_is_the_hosts_euler_on_either_model(latents, model):
+    assert difference(latents[f"our sampler, {model} model"], latents["all native"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["native", "our"])
+def test_our_schedule_drives_either_model_and_the_hosts_sampler(latents, model):
+    ours = latents["our sigmas and sampler, our model"]
+    assert difference(latents[f"our sigmas, {model} model"], ours) < TOLERANCE

@@ -1,0 +1,171 @@
+"""Kontext Preset, Preserve, Turns and Drift in a real ComfyUI, on random weights of kontext-tiny's sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import loaders
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """A smooth picture with a box in it, of an odd size."""
+    y, x = np.mgrid[0:101, 0:143]
+    pixels = np.stack([x * 255 / 143, y * 255 / 101, (x + y) * 255 / 244], 2).astype(np.uint8)
+    pixels[20:40, 90:120] = (250, 240, 40)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def picture(host, pixels) -> str:
+    return host.upload(Image.fromarray(pixels), "tools.png")
+
+
+def load(image: str) -> dict:
+    return {"class_type": "LoadImage", "inputs": {"image": image}}
+
+
+def save(source: list) -> dict:
+    return {"class_type": "SaveImage", "inputs": {"images": source, "filename_prefix": "tools"}}
+
+
+def text_of(run, node: str) -> str:
+    """What a node showed under itself."""
+    return run.history["outputs"][node]["text"][0]
+
+
+def preset(**inputs) -> dict:
+    values = {"preset": "relight", "subject": "", "change": "", "detail": "", "old_text": "", "new_text": ""}
+    values |= {"instruction": "", "keep": "", **inputs}
+    return {
+        "preset": {"class_type": "KontextPreset", "inputs": values},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["preset", 0]}},
+        "hints": {"class_type": "PreviewAny", "inputs": {"source": ["preset", 1]}},
+    }
+
+
+def test_a_preset_is_plain_text_with_the_words_in_place(host):
+    run = host.run(preset(preset="replace_text", old_text="joy", new_text="BFL"))
+    assert text_of(run, "show").startswith("Replace 'joy' with 'BFL', while keeping the same font")
+    assert text_of(run, "hints") == ""
+    run = host.run(preset(preset="add_text", new_text="“DON'T”", change="on the door", detail="red neon letters"))
+    assert text_of(run, "show").startswith('Add the text "DON\'T" on the door in red neon letters')
+
+
+def test_custom_instructions_are_checked_and_empty_words_refused(host):
+    run = host.run(preset(preset="custom", instruction="Make her hair red.", keep="the face"))
+    assert text_of(run, "show") == "Make her hair red, while keeping the face exactly the same"
+    assert "“her”: name what is meant" in text_of(run, "hints")
+    assert "replace_text needs new_text" in host.error(preset(preset="replace_text", old_text="joy"))
+
+
+def preserve(original: str, edited: str, mask: str | None = None, **inputs) -> dict:
+    values = {"feather": 4, "grow": 4, "sensitivity": 1.0, "align": True, "match_color": True}
+    workflow = {
+        "original": load(original),
+        "edited": load(edited),
+        "preserve": {
+            "class_type": "KontextPreserve",
+            "inputs": {"original": ["original", 0], "edited": ["edited", 0], **values, **inputs},
+        },
+        "save": save(["preserve", 0]),
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["preserve", 2]}},
+    }
+    if mask is not None:
+        workflow["mask"] = {"class_type": "LoadImageMask", "inputs": {"image": mask, "channel": "red"}}
+        workflow["preserve"]["inputs"]["mask"] = ["mask", 0]
+    return workflow
+
+
+def test_preserve_returns_every_byte_outside_the_mask(host, picture, pixels):
+    noise = np.random.default_rng(0).normal(0, 2, pixels.shape)
+    edit = (pixels * 0.95 + 8 + noise).clip(0, 255)
+    edit[60:85, 20:60] = (200, 30, 30)
+    edited = host.upload(Image.fromarray(edit.astype(np.uint8)), "tools_edit.png")
+    mask = np.zeros(pixels.shape, np.uint8)
+    mask[55:90, 15:65] = 255
+    given = host.upload(Image.fromarray(mask), "tools_mask.png")
+    for workflow in (preserve(picture, edited, given), preserve(picture, edited)):
+        run = host.run(workflow)
+        result = np.asarray(host.pictures(run)[0])
+        changed = (result != pixels).any(2)
+        assert changed[62:83, 22:58].all()
+        assert not changed[:50].any() and not changed[:, 75:].any()
+        assert "gain (0.9" in text_of(run, "report")
+    small = host.upload(Image.fromarray(pixels[:64, :64]), "tools_small.png")
+    assert "bring the edit back to the original's size" in host.error(preserve(picture, small))
+
+
+def turns(tiny: dict, image: str, instructions: str, **inputs) -> dict:
+    values = {"seed": 3, "steps": 2, "guidance": 2.5, "few_step": "off", "chain": "latents", "turn": 0}
+    values |= {"fit": "stretch", "padding": "mirror", "instructions": instructions, "image": ["load", 0]}
+    links = {"model": ["model", 0], "clip": ["clip", 0], "vae": ["vae", 0]}
+    return {
+        **loaders(tiny),
+        "load": load(image),
+        "turns": {"class_type": "KontextTurns", "inputs": {**links, **values, **inputs}},
+        "save": save(["turns", 0]),
+        "chosen": save(["turns", 1]),
+        "drawing": save(["turns", 3]),
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["turns", 4]}},
+    }
+
+
+def steps_run(run) -> int:
+    """Sampling steps that were computed, not answered from the cache."""
+    return sum(1 for event in run.of("progress") if event.get("max") == 2)
+
+
+def test_turns_give_every_picture_the_chosen_one_and_the_drift(host, tiny, picture):
+    text = "make it red\nadd a star\nfrom 1: add a moon"
+    run = host.run(turns(tiny, picture, text, turn=2))
+    pictures = host.pictures(run)
+    drawing = next(p for p in pictures if p.size[0] == 960)
+    images = [p for p in pictures if p.size == (143, 101)]
+    assert len(images) == 4 and drawing.size[1] > 400
+    report = text_of(run, "report")
+    assert report.startswith("1. make it red: PSNR") and "3. add a moon" in report
+    distinct = {p.tobytes() for p in images}
+    assert len(distinct) == 3
+
+
+def test_only_turns_that_depend_on_a_change_are_made_again(host, tiny, picture):
+    first = host.run(turns(tiny, picture, "one\ntwo\nthree", seed=11))
+    again = host.run(turns(tiny, picture, "one\ntwo\nfour", seed=11))
+    assert steps_run(first) == 3 * steps_run(again) > 0
+    branched = host.run(turns(tiny, picture, "one\ntwo\nfour\nfrom 1: five", seed=11))
+    assert steps_run(branched) == steps_run(again)
+
+
+def test_latents_and_pictures_are_chained_differently(host, tiny, picture):
+    text = "make it red\nadd a star"
+    results = []
+    for chain in ("latents", "pictures"):
+        pictures = host.pictures(host.run(turns(tiny, picture, text, chain=chain, seed=21)))
+        results.append([p.tobytes() for p in pictures if p.size == (143, 101)])
+    # The first turn is the same edit, the second goes on from what the first hands on.
+    assert set(results[0]) & set(results[1]) and set(results[0]) != set(results[1])
+
+
+def test_lines_that_make_no_session_are_refused_before_anything_runs(host, tiny, picture):
+    for text, words in (("", "write one a line"), ("one\nfrom 5: two", "there is no turn 5")):
+        assert words in host.error(turns(tiny, picture, text))
+    assert "turn is 3, and there are 2 instructions" in host.error(turns(tiny, picture, "one\ntwo", turn=3))
+
+
+def test_drift_of_any_batch_is_measured(host, picture):
+    workflow = {
+        "load": load(picture),
+        "batch": {"class_type": "ImageBatch", "inputs": {"image1": ["load", 0], "image2": ["load", 0]}},
+        "drift": {
+            "class_type": "KontextDrift",
+            "inputs": {"original": ["load", 0], "turns": ["batch", 0], "instructions": ""},
+        },
+        "save": save(["drift", 0]),
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["drift", 1]}},
+    }
+    run = host.run(workflow)
+    assert "2. Turn 2: PSNR inf dB, SSIM 1.000 outside the 0% edited" in text_of(run, "report")
+    workflow["drift"]["inputs"]["instructions"] = "only one"
+    assert "there are 1 instructions for 2 pictures" in host.error(workflow)
