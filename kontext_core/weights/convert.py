@@ -21,6 +21,7 @@ from . import fp8, keys
 from .files import WeightFile, open_weights
 from .formats import AUTOENCODER, CLIP, PART_NAMES, T5, TRANSFORMER, find_parts
 from .load import BUILDERS
+from .packed import PlainOperations
 from .parts import Part, check_keys, open_part
 from .safetensors_file import NAMES, replacing, write_safetensors
 
@@ -92,10 +93,9 @@ def convert_file(
         raise ValueError(
             f"{src}: {PART_NAMES[kind]} is small and loses too much in float8; convert it to bfl."
         )
-    metadata = {key: value for key, value in source.file.metadata.items() if isinstance(value, str)}
-    metadata = {
-        key: value for key, value in metadata.items() if key != "_quantization_metadata" and "." not in key
-    }
+    # A GGUF file's entries describe that file; a safetensors file's may describe the model and are kept.
+    metadata = {} if source.file.container == "gguf" else dict(source.file.metadata)
+    metadata.pop("_quantization_metadata", None)
     if to == "diffusers":
         return _write_diffusers(dst, source, dtype, metadata, on_tensor)
     if to == "bfl":
@@ -120,7 +120,7 @@ def open_complete(src: str | os.PathLike, part: str | None = None) -> Part:
             f"{src}: it holds several parts ({', '.join(sorted(set(found)))}); name the one to write."
         )
     source = open_part(file, part or (found[0] if found else TRANSFORMER))
-    module = BUILDERS[source.found.part](source.params, device="meta")
+    module = BUILDERS[source.found.part](source.params, operations=PlainOperations, device="meta")
     check_keys(source, {key: tuple(value.shape) for key, value in module.named_parameters()})
     return source
 

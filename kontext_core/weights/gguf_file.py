@@ -73,12 +73,9 @@ class GgufFile:
     def read(self, key: str) -> Tensor:
         """A tensor over the memory map: floats of their own shape, or uint8 (..., bytes a row) when packed."""
         stored = self.tensors[key]
-        data = self.file.view(stored.start, stored.nbytes)
         if stored.dtype in FLOATS:
-            if stored.start % FLOATS[stored.dtype].itemsize:
-                data = data.clone()
-            return data.view(FLOATS[stored.dtype]).view(stored.shape)
-        return data.view(*stored.shape[:-1], -1)
+            return self.file.view(stored.start, stored.nbytes, FLOATS[stored.dtype]).view(stored.shape)
+        return self.file.view(stored.start, stored.nbytes).view(*stored.shape[:-1], -1)
 
     def release(self, key: str) -> None:
         self.file.release(self.tensors[key].start, self.tensors[key].nbytes)

@@ -15,6 +15,7 @@ from . import formats, locate
 from .files import ShardedFolder, WeightFile, open_weights
 from .formats import CLIP, LAYOUT_NAMES, PART_NAMES, T5, TRANSFORMER
 from .load import BUILDERS
+from .packed import PlainOperations
 from .parts import Part, differences
 
 LORA_FORMATS = (
@@ -183,7 +184,7 @@ def _inspect_part(file: WeightFile, found: formats.Found) -> FileInfo:
         form += f" under {found.prefix!r}"
     try:
         part = Part(file, found)
-        module = BUILDERS[found.part](part.params, device="meta")
+        module = BUILDERS[found.part](part.params, operations=PlainOperations, device="meta")
     except (ValueError, RuntimeError, TypeError) as error:
         return _summary(file, found.part, form, refused=f"its sizes make no model: {error}")
     expected = {key: tuple(value.shape) for key, value in module.named_parameters()}

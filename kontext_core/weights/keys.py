@@ -136,7 +136,7 @@ def moves_from_diffusers(shapes: Shapes, pairs: Iterable[Pair]) -> dict[str, Mov
     for pair in pairs:
         for our_name, their_name in _last_names(pair.ours):
             keys = [f"{layer}.{their_name}" for layer in pair.theirs]
-            if len({shapes[key][1:] if key in shapes else None for key in keys} | {None}) != 2:
+            if not all(key in shapes for key in keys) or len({shapes[key][1:] for key in keys}) > 1:
                 continue  # a part is missing, or they do not fit on each other
             rows = sum(shapes[key][0] if shapes[key] else 1 for key in keys)
             shape = (rows, *shapes[keys[0]][1:])

@@ -26,7 +26,7 @@ from ..presets import ModelPreset, infer_preset
 from . import locate
 from .files import WeightFile, open_weights
 from .formats import AUTOENCODER, CLIP, T5, TRANSFORMER
-from .packed import FLOAT8, PackedOperations, _Packed
+from .packed import FLOAT8, PackedOperations, PlainOperations, _Packed
 from .parts import Part, check_keys, open_part
 
 logger = logging.getLogger("kontext")
@@ -122,11 +122,11 @@ def build(part: Part, *, dtype: torch.dtype | None = None, device=None, operatio
     """Our module over a part's weights.
 
     Args:
-        operations: layers to build with; torch's own for plain files and `PackedOperations` for packed ones.
+        operations: layers to build with; by default torch's own for plain files and `PackedOperations` for packed ones.
     """
     packed = {key for key in part.shapes if part.is_packed(key)}
     if operations is None:
-        operations = PackedOperations if packed else nn
+        operations = PackedOperations if packed else PlainOperations
     try:
         module = BUILDERS[part.found.part](part.params, operations=operations, device="meta")
     except (ValueError, RuntimeError, TypeError) as error:

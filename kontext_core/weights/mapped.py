@@ -47,11 +47,15 @@ class MappedFile:
         """A copy of a few bytes; shorter at the file's end."""
         return self.map[start : start + count]
 
-    def view(self, start: int, count: int) -> Tensor:
-        """uint8 tensor over the map itself; it keeps the map alive."""
-        if count == 0:
-            return torch.empty(0, dtype=torch.uint8)
-        return torch.frombuffer(self.map, dtype=torch.uint8, count=count, offset=start)
+    def view(self, start: int, nbytes: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """One-dimensional tensor over the map itself; it keeps the map alive.
+
+        Old files are not aligned to their numbers' size. Processors read such numbers all the same, and a copy
+        would double what a large file takes.
+        """
+        if nbytes == 0:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(self.map, dtype=dtype, count=nbytes // dtype.itemsize, offset=start)
 
     def release(self, start: int, count: int) -> None:
         """Gives the pages that lie wholly inside the range back; they are read again when next used.

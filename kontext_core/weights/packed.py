@@ -112,3 +112,24 @@ class PackedOperations:
     LayerNorm = nn.LayerNorm
     GroupNorm = nn.GroupNorm
     Conv2d = nn.Conv2d
+
+
+class PlainLinear(nn.Linear):
+    """nn.Linear without random numbers, which on the meta device cost seconds and mean nothing."""
+
+    def reset_parameters(self) -> None:
+        """Weights always come from a file."""
+
+
+class PlainEmbedding(nn.Embedding):
+    """nn.Embedding without random numbers."""
+
+    def reset_parameters(self) -> None:
+        """Weights always come from a file."""
+
+
+class PlainOperations(PackedOperations):
+    """Namespace of layers for models over plain files: torch's own."""
+
+    Linear = PlainLinear
+    Embedding = PlainEmbedding

@@ -92,7 +92,7 @@ class Part:
     def _sizes(self) -> Any:
         for key in self.shapes:
             # Counts are read off the numbers in names: one name must not make a model of a billion layers.
-            if any(field.isdigit() and int(field[:6]) > len(self.shapes) for field in key.split(".")):
+            if any(field.isdecimal() and int(field[:6]) > len(self.shapes) for field in key.split(".")):
                 raise ValueError(
                     f"{self.name}: {key[:80]!r} numbers a layer beyond its {len(self.shapes)} tensors."
                 )

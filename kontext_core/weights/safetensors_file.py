@@ -76,7 +76,7 @@ class SafetensorsFile:
         self.metadata, self.tensors = self._read_header()
 
     def read(self, key: str) -> Tensor:
-        """A tensor over the memory map (a copy only if the file's author did not align it).
+        """A tensor over the memory map.
 
         Raises:
             ValueError: its dtype is one that torch cannot hold.
@@ -84,11 +84,7 @@ class SafetensorsFile:
         stored = self.tensors[key]
         if stored.dtype not in DTYPES:
             raise ValueError(f"{self.path}: {key} has dtype {stored.dtype}, which cannot be read here.")
-        dtype = DTYPES[stored.dtype]
-        data = self.file.view(stored.start, stored.nbytes)
-        if stored.start % dtype.itemsize:
-            data = data.clone()
-        return data.view(dtype).view(stored.shape)
+        return self.file.view(stored.start, stored.nbytes, DTYPES[stored.dtype]).view(stored.shape)
 
     def release(self, key: str) -> None:
         self.file.release(self.tensors[key].start, self.tensors[key].nbytes)
