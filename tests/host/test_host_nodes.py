@@ -1,0 +1,78 @@
+"""What the host knows of our nodes: names, tooltips, help pages, the front end's files; and how long it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+NODES = (
+    "KontextLoadModel",
+    "KontextLoadTextEncoders",
+    "KontextLoadVAE",
+    "KontextPrompt",
+    "KontextReference",
+    "KontextSchedule",
+    "KontextSampler",
+    "KontextEdit",
+    "KontextRestore",
+)
+
+
+@pytest.fixture(scope="module")
+def nodes(host) -> dict:
+    """The host's description of every node of this pack."""
+    return {
+        name: node for name, node in host.client.get("/object_info").items() if name.startswith("Kontext")
+    }
+
+
+def test_the_host_has_every_node(nodes):
+    assert set(NODES) <= set(nodes)
+
+
+def test_every_input_and_output_has_a_tooltip(nodes):
+    for name, node in nodes.items():
+        for kind in ("required", "optional"):
+            for key, entry in node["input"].get(kind, {}).items():
+                assert len(entry) > 1 and entry[1].get("tooltip"), f"{name}.{key}"
+        assert all(node["output_tooltips"]), name
+
+
+def test_every_node_has_a_description_and_a_help_page(host, nodes):
+    extension = "/extensions/flux-kontext/docs"
+    for name, node in nodes.items():
+        assert node["description"] and node["category"].startswith("Kontext"), name
+        page = host.client.request(f"{extension}/{name}.md").decode()
+        assert page.startswith(f"# {node['display_name']}\n"), name
+
+
+def test_a_help_page_names_every_widget(host, nodes):
+    for name, node in nodes.items():
+        page = host.client.request(f"/extensions/flux-kontext/docs/{name}.md").decode()
+        for kind in ("required", "optional"):
+            for key in node["input"].get(kind, {}):
+                numbered = key.rstrip("0123456789") != key  # image_2 … image_4 stand together
+                assert f"`{key}`" in page or numbered or len(node["input"]["required"]) == 1, f"{name}.{key}"
+
+
+def test_only_native_types_and_the_geometry_go_in_and_out(nodes):
+    native = {
+        "MODEL",
+        "CLIP",
+        "VAE",
+        "CONDITIONING",
+        "LATENT",
+        "SIGMAS",
+        "SAMPLER",
+        "IMAGE",
+        "MASK",
+        "STRING",
+    }
+    for name, node in nodes.items():
+        assert set(node["output"]) <= native | {"KONTEXT_GEOMETRY"}, name
+
+
+def test_the_pack_loads_in_under_half_a_second_of_work_beyond_the_host(inside):
+    """Measured in processor time, in a process that has imported torch and ComfyUI, as the host has by then."""
+    times = inside("load_time")
+    assert times["nodes"] >= len(NODES)
+    assert times["seconds"] < 0.5
