@@ -8,6 +8,7 @@ and encoding wears out, or the picture.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,6 +195,45 @@ def _run_turn(
     return TurnResult(
         image=picture, latent=made.latent, geometry=plan, seconds=made.seconds, warnings=made.warnings
     )
+
+
+_FROM = re.compile(r"from\s+(\d+)\s*:\s*(.*)", re.IGNORECASE | re.DOTALL)
+_REDO = re.compile(r"redo\s+(\d+)", re.IGNORECASE)
+_SEED = re.compile(r"\s*\[seed\s+(\d+)\]\s*$", re.IGNORECASE)
+
+
+def parse_turns(text: str, seed: int = 0) -> Session:
+    """A session written as text, one turn a line; empty lines are left out.
+
+    A line is an instruction that follows the turn above it. `from 1: …` starts from turn 1 instead, `from 0: …`
+    from the picture; `redo 2 [seed 7]` does turn 2 again. `[seed 7]` at the end of any line sets its seed; otherwise
+    it is `seed` for what starts from the picture, and its parent's plus 1.
+
+    Raises:
+        ValueError: no line, a turn that is not there, or a line that only says where it starts.
+    """
+    session = Session()
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        number = len(session.turns) + 1
+        own = _SEED.search(line)
+        words, given = (line[: own.start()], int(own.group(1))) if own else (line, None)
+        redo, branch = _REDO.fullmatch(words.strip()), _FROM.fullmatch(words.strip())
+        if redo:
+            if given is None:
+                raise ValueError(f"turn {number} is {line!r}: say with which seed, as in {words.strip()} [seed 7]")
+            session = session.redo(int(redo.group(1)) - 1, given)
+            continue
+        parent = number - 2 if number > 1 else None
+        if branch:
+            start, words = int(branch.group(1)), branch.group(2)
+            parent = start - 1 if start else None
+        if not words.strip():
+            raise ValueError(f"turn {number} is {line!r}: the instruction is missing")
+        given = seed if given is None and parent is None else given
+        session = session.branch(parent, words.strip(), seed=given)
+    if not session.turns:
+        raise ValueError("there is no instruction: write one a line")
+    return session
 
 
 def three_steps(structure: str, detail: str, style: str) -> list[str]:

@@ -10,10 +10,14 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .conditioning import KontextPrompt, KontextReference
+        from .drift import KontextDrift
         from .edit import KontextEdit
         from .geometry import KontextRestore
         from .loaders import KontextLoadModel, KontextLoadTextEncoders, KontextLoadVAE
+        from .preserve import KontextPreserve
+        from .prompts import KontextPreset
         from .sampling import KontextSampler, KontextSchedule
+        from .turns import KontextTurns
 
         return [
             KontextLoadModel,
@@ -25,4 +29,8 @@ class KontextExtension(ComfyExtension):
             KontextSampler,
             KontextEdit,
             KontextRestore,
+            KontextPreset,
+            KontextPreserve,
+            KontextTurns,
+            KontextDrift,
         ]

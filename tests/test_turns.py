@@ -9,7 +9,7 @@ import torch
 
 from kontext_core import geometry
 from kontext_core.edit import edit_image
-from kontext_core.turns import Session, run_session, three_steps
+from kontext_core.turns import Session, parse_turns, run_session, three_steps
 from kontext_core.weights.load import load_model
 
 
@@ -113,3 +113,35 @@ def test_the_three_steps_say_what_stays():
     assert len(steps) == 2 and all("while keeping" in step for step in steps)
     with pytest.raises(ValueError, match="at least one"):
         three_steps("", " ", "")
+
+
+def test_a_session_is_written_as_lines_of_text():
+    text = """
+        Make the circle red
+        Add a star [seed 40]
+
+        from 1: add a "moon [big]"
+        redo 2 [seed 77]
+        from 0: remove the circle
+        and a tree
+    """
+    turns = parse_turns(text, seed=5).turns
+    assert [turn.parent for turn in turns] == [None, 0, 0, 0, None, 4]
+    assert [turn.seed for turn in turns] == [5, 40, 6, 77, 5, 6]
+    assert [turn.instruction for turn in turns][2:5] == ['add a "moon [big]"', "Add a star", "remove the circle"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (" \n ", "write one a line"),
+        ("redo 1", "say with which seed"),
+        ("one\nredo 2 [seed 1]", "there is no turn 2"),
+        ("from 3: x", "there is no turn 3"),
+        ("one\nfrom 1:", "the instruction is missing"),
+        ("[seed 3]", "the instruction is missing"),
+    ],
+)
+def test_lines_that_make_no_session_are_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_turns(text)

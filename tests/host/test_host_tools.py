@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import loaders
 from PIL import Image
 
 
@@ -49,7 +48,9 @@ def test_a_preset_is_plain_text_with_the_words_in_place(host):
     run = host.run(preset(preset="replace_text", old_text="joy", new_text="BFL"))
     assert text_of(run, "show").startswith("Replace 'joy' with 'BFL', while keeping the same font")
     assert text_of(run, "hints") == ""
-    run = host.run(preset(preset="add_text", new_text="“DON'T”", change="on the door", detail="red neon letters"))
+    run = host.run(
+        preset(preset="add_text", new_text="“DON'T”", change="on the door", detail="red neon letters")
+    )
     assert text_of(run, "show").startswith('Add the text "DON\'T" on the door in red neon letters')
 
 
@@ -97,19 +98,28 @@ def test_preserve_returns_every_byte_outside_the_mask(host, picture, pixels):
     assert "bring the edit back to the original's size" in host.error(preserve(picture, small))
 
 
-def turns(tiny: dict, image: str, instructions: str, **inputs) -> dict:
-    values = {"seed": 3, "steps": 2, "guidance": 2.5, "few_step": "off", "chain": "latents", "turn": 0}
-    values |= {"fit": "stretch", "padding": "mirror", "instructions": instructions, "image": ["load", 0]}
-    links = {"model": ["model", 0], "clip": ["clip", 0], "vae": ["vae", 0]}
-    return {
-        **loaders(tiny),
-        "load": load(image),
-        "turns": {"class_type": "KontextTurns", "inputs": {**links, **values, **inputs}},
-        "save": save(["turns", 0]),
-        "chosen": save(["turns", 1]),
-        "drawing": save(["turns", 3]),
-        "report": {"class_type": "PreviewAny", "inputs": {"source": ["turns", 4]}},
-    }
+@pytest.fixture
+def turns(edit_workflow, picture):
+    """A workflow of Kontext Turns over the session's random weights."""
+
+    def make(instructions: str, **inputs) -> dict:
+        loaders = {name: node for name, node in edit_workflow().items() if name in ("model", "clip", "vae")}
+        values = {"seed": 3, "steps": 2, "guidance": 2.5, "few_step": "off", "chain": "latents", "turn": 0}
+        values |= {"fit": "stretch", "padding": "mirror", "instructions": instructions, "image": ["load", 0]}
+        return {
+            **loaders,
+            "load": load(picture),
+            "turns": {
+                "class_type": "KontextTurns",
+                "inputs": {**{name: [name, 0] for name in loaders}, **values, **inputs},
+            },
+            "save": save(["turns", 0]),
+            "chosen": save(["turns", 1]),
+            "drawing": save(["turns", 3]),
+            "report": {"class_type": "PreviewAny", "inputs": {"source": ["turns", 4]}},
+        }
+
+    return make
 
 
 def steps_run(run) -> int:
@@ -117,9 +127,9 @@ def steps_run(run) -> int:
     return sum(1 for event in run.of("progress") if event.get("max") == 2)
 
 
-def test_turns_give_every_picture_the_chosen_one_and_the_drift(host, tiny, picture):
+def test_turns_give_every_picture_the_chosen_one_and_the_drift(host, turns):
     text = "make it red\nadd a star\nfrom 1: add a moon"
-    run = host.run(turns(tiny, picture, text, turn=2))
+    run = host.run(turns(text, turn=2))
     pictures = host.pictures(run)
     drawing = next(p for p in pictures if p.size[0] == 960)
     images = [p for p in pictures if p.size == (143, 101)]
@@ -130,28 +140,28 @@ def test_turns_give_every_picture_the_chosen_one_and_the_drift(host, tiny, pictu
     assert len(distinct) == 3
 
 
-def test_only_turns_that_depend_on_a_change_are_made_again(host, tiny, picture):
-    first = host.run(turns(tiny, picture, "one\ntwo\nthree", seed=11))
-    again = host.run(turns(tiny, picture, "one\ntwo\nfour", seed=11))
+def test_only_turns_that_depend_on_a_change_are_made_again(host, turns):
+    first = host.run(turns("one\ntwo\nthree", seed=11))
+    again = host.run(turns("one\ntwo\nfour", seed=11))
     assert steps_run(first) == 3 * steps_run(again) > 0
-    branched = host.run(turns(tiny, picture, "one\ntwo\nfour\nfrom 1: five", seed=11))
+    branched = host.run(turns("one\ntwo\nfour\nfrom 1: five", seed=11))
     assert steps_run(branched) == steps_run(again)
 
 
-def test_latents_and_pictures_are_chained_differently(host, tiny, picture):
+def test_latents_and_pictures_are_chained_differently(host, turns):
     text = "make it red\nadd a star"
     results = []
     for chain in ("latents", "pictures"):
-        pictures = host.pictures(host.run(turns(tiny, picture, text, chain=chain, seed=21)))
+        pictures = host.pictures(host.run(turns(text, chain=chain, seed=21)))
         results.append([p.tobytes() for p in pictures if p.size == (143, 101)])
     # The first turn is the same edit, the second goes on from what the first hands on.
     assert set(results[0]) & set(results[1]) and set(results[0]) != set(results[1])
 
 
-def test_lines_that_make_no_session_are_refused_before_anything_runs(host, tiny, picture):
+def test_lines_that_make_no_session_are_refused_before_anything_runs(host, turns):
     for text, words in (("", "write one a line"), ("one\nfrom 5: two", "there is no turn 5")):
-        assert words in host.error(turns(tiny, picture, text))
-    assert "turn is 3, and there are 2 instructions" in host.error(turns(tiny, picture, "one\ntwo", turn=3))
+        assert words in host.error(turns(text))
+    assert "turn is 3, and there are 2 instructions" in host.error(turns("one\ntwo", turn=3))
 
 
 def test_drift_of_any_batch_is_measured(host, picture):
