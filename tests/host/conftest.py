@@ -170,6 +170,11 @@ def edit(tiny: dict[str, str], image: str | None = None, **changes) -> dict:
 
 
 @pytest.fixture
+def loader_nodes(tiny) -> dict:
+    return loaders(tiny)
+
+
+@pytest.fixture
 def edit_workflow(tiny):
     """`edit` over the session's random weights."""
     return lambda image=None, **changes: edit(tiny, image, **changes)
