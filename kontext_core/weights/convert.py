@@ -205,7 +205,8 @@ def _scaled(
                 given = source.file.read(stored).float()
                 ours = f"{layer}.{'scale_input' if old else 'input_scale'}"
                 outputs[ours] = Output(torch.float32, tuple(given.shape), given.clone)
-    full_precision = fp8.is_full_precision(source.file)
+    # Weights that are scaled here come without scales for the layers' inputs, which products in float8 need.
+    full_precision = fp8.is_full_precision(source.file) or not fp8.is_scaled(source.file)
     if old:
         marker = torch.zeros(2 if full_precision else 0, dtype=torch.float8_e4m3fn)
         outputs["scaled_fp8"] = Output(torch.float8_e4m3fn, tuple(marker.shape), lambda: marker)

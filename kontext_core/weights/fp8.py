@@ -51,6 +51,11 @@ def metadata_for(layers: list[str], *, full_precision: bool = False) -> dict[str
     return {"_quantization_metadata": json.dumps(table)}
 
 
+def is_scaled(file: WeightFile) -> bool:
+    """Whether a file holds scaled float8 of either layout already."""
+    return any(key.endswith((".scale_weight", ".weight_scale")) for key in file.tensors)
+
+
 def is_full_precision(file: WeightFile) -> bool:
     """Whether a scaled file of either layout asks for products in full precision."""
     if any(key.endswith("scaled_fp8") and stored.numel == 2 for key, stored in file.tensors.items()):
