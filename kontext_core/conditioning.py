@@ -98,7 +98,9 @@ def place_references(
             y, x = (0, beside) if height + below > width + beside else (below, 0)
             below, beside = max(below, height + y), max(beside, width + x)
         half = latents.PATCH
-        placed.append(latents.position_ids(height, width, index, (y + half // 2) // half, (x + half // 2) // half))
+        placed.append(
+            latents.position_ids(height, width, index, (y + half // 2) // half, (x + half // 2) // half)
+        )
     return placed
 
 

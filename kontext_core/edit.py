@@ -111,7 +111,9 @@ def edit_image(
     encoded = time.perf_counter()
 
     grid = grid_of(h * w // latents.PATCH**2)
-    denoiser = Denoiser(transformer, conditioning, references, h, w, guidance=guidance, planned=grid[:-1].tolist())
+    denoiser = Denoiser(
+        transformer, conditioning, references, h, w, guidance=guidance, planned=grid[:-1].tolist()
+    )
     x = latents.pack(latents.noise(batch, h, w, seeds, bfl=bfl_noise)).to(denoiser.device)
     x = sample(denoiser, x, grid, on_step)
     if not torch.isfinite(x).all():
@@ -156,7 +158,9 @@ def decode_latent(model: KontextModel, latent: Tensor) -> Tensor:
     return model.autoencoder.decode(latent.to(weight)).float().clamp(-1, 1).cpu()
 
 
-def _batch(asked: int | None, prompts: list[str], pictures: list[Tensor], reference_latents: Sequence[Tensor]) -> int:
+def _batch(
+    asked: int | None, prompts: list[str], pictures: list[Tensor], reference_latents: Sequence[Tensor]
+) -> int:
     sizes = {"prompts": len(prompts)}
     sizes |= {f"picture {i + 1}": len(picture) for i, picture in enumerate(pictures)}
     sizes |= {f"reference latent {i + 1}": len(latent) for i, latent in enumerate(reference_latents)}
@@ -168,7 +172,12 @@ def _batch(asked: int | None, prompts: list[str], pictures: list[Tensor], refere
 
 
 def _sampling(
-    model: KontextModel, sampler: str, few_step: int | None, num_steps: int | None, shift: Any, seeds: tuple[int, ...]
+    model: KontextModel,
+    sampler: str,
+    few_step: int | None,
+    num_steps: int | None,
+    shift: Any,
+    seeds: tuple[int, ...],
 ):
     """(transformer, sampler, token count -> grid) of the settings."""
     if few_step is not None:

@@ -34,11 +34,18 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     if tokens.shape[1] * PATCH * PATCH != height * width:
         raise ValueError(f"{tokens.shape[1]} tokens do not fill a latent of {width}×{height} cells")
     return rearrange(
-        tokens, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=height // PATCH, w=width // PATCH, ph=PATCH, pw=PATCH
+        tokens,
+        "b (h w) (c ph pw) -> b c (h ph) (w pw)",
+        h=height // PATCH,
+        w=width // PATCH,
+        ph=PATCH,
+        pw=PATCH,
     )
 
 
-def position_ids(height: int, width: int, index: float = 0, offset_y: float = 0, offset_x: float = 0) -> Tensor:
+def position_ids(
+    height: int, width: int, index: float = 0, offset_y: float = 0, offset_x: float = 0
+) -> Tensor:
     """Ids (N, 3) = (index, y, x) in tokens, float32, of a latent of height × width cells."""
     rows, columns = height // PATCH, width // PATCH
     ids = torch.zeros(rows, columns, 3)

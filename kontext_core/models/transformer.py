@@ -44,7 +44,9 @@ class TransformerParams:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         if sum(self.axes_dim) != self.hidden_size // self.num_heads or any(dim % 2 for dim in self.axes_dim):
             raise ValueError(
                 f"axes_dim {self.axes_dim} must be even numbers that add up to the head size "
@@ -97,7 +99,9 @@ def _count(shapes: dict[str, Sequence[int]], prefix: str) -> int:
     return len({key[len(prefix) :].split(".", 1)[0] for key in shapes if key.startswith(prefix)})
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000, time_factor: float = 1000.0) -> Tensor:
+def timestep_embedding(
+    t: Tensor, dim: int, max_period: float = 10_000, time_factor: float = 1000.0
+) -> Tensor:
     """Sinusoids (B, dim) of t (B,) in 0..1, cosines first, float32."""
     half = dim // 2
     freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -141,7 +145,9 @@ class QKNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Holds one stream's projections; the attention itself joins both streams."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool, operations: Any, dtype: Any, device: Any
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = operations.Linear(dim, dim * 3, bias=qkv_bias, dtype=dtype, device=device)
@@ -259,7 +265,12 @@ class SingleStreamBlock(nn.Module):
         self.modulation = Modulation(dim, False, operations, dtype, device)
 
     def forward(
-        self, x: Tensor, mod: Tensor, rope: Rope | None, attend: Attention = attention, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        mod: Tensor,
+        rope: Rope | None,
+        attend: Attention = attention,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """x (B, L+N+M, hidden) -> the same shape."""
         shift, scale, gate = mod.chunk(3, dim=-1)
@@ -276,7 +287,9 @@ class FinalLayer(nn.Module):
         super().__init__()
         dim = params.hidden_size
         self.linear = operations.Linear(dim, params.out_channels, dtype=dtype, device=device)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(dim, 2 * dim, dtype=dtype, device=device))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), operations.Linear(dim, 2 * dim, dtype=dtype, device=device)
+        )
 
     def forward(self, x: Tensor, mod: Tensor) -> Tensor:
         shift, scale = mod.chunk(2, dim=-1)
@@ -350,7 +363,9 @@ class Flux(nn.Module):
         vec = self.time_in(timestep_embedding(timesteps, 256).to(dtype))
         if self.params.guidance_embed:
             if guidance is None:
-                raise ValueError("this transformer is guidance-distilled: pass guidance, a number a sample (2.5 is usual)")
+                raise ValueError(
+                    "this transformer is guidance-distilled: pass guidance, a number a sample (2.5 is usual)"
+                )
             vec = vec + self.guidance_in(timestep_embedding(guidance, 256).to(dtype))
         return vec + self.vector_in(y.to(dtype))
 
@@ -413,7 +428,9 @@ class Flux(nn.Module):
         hooks = hooks or _NO_HOOKS
         txt, rope = prepared
         img = self.img_in(img)
-        for index, (block, (img_mod, txt_mod)) in enumerate(zip(self.double_blocks, modulation.double, strict=True)):
+        for index, (block, (img_mod, txt_mod)) in enumerate(
+            zip(self.double_blocks, modulation.double, strict=True)
+        ):
 
             def run_double(img: Tensor, txt: Tensor, block=block, img_mod=img_mod, txt_mod=txt_mod):
                 return block(img, txt, img_mod, txt_mod, rope, attend, mask)

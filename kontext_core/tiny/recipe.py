@@ -7,24 +7,49 @@ Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `flow`
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..models.autoencoder import Autoencoder, AutoencoderParams
+from ..models.clip import ClipParams, ClipTextEncoder
+from ..models.t5 import T5Encoder, T5Params
+from ..models.tokenizers import ClipTokenizer, T5Tokenizer
+from ..models.transformer import Flux, TransformerParams
 from ..training import mixed
-from ..training.autoencoder import AutoencoderLoss, AutoencoderTask, normalise_latents, reconstruction_psnr
-from ..training.checkpoint import save_weights
+from ..training.autoencoder import (
+    AutoencoderLoss,
+    AutoencoderTask,
+    init_low_pass,
+    normalise_latents,
+    reconstruction_psnr,
+)
+from ..training.checkpoint import load_checkpoint, save_weights
+from ..training.data import LatentDataset
+from ..training.flow import FlowConfig, FlowTask, KontextModule
 from ..training.loop import LoopConfig, train
 from . import world
+from .encode import encode_world, shard_jobs
 
 log = logging.getLogger("kontext")
 
 AUTOENCODER = AutoencoderParams(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1)
+TRANSFORMER = TransformerParams(
+    vec_in_dim=128,
+    context_in_dim=192,
+    hidden_size=256,
+    num_heads=4,
+    depth=2,
+    depth_single_blocks=6,
+    axes_dim=(8, 28, 28),
+)
+ASSETS = Path(__file__).parents[1] / "assets" / "kontext-tiny"
 CATEGORIES = ("local", "global", "text", "style", "character")
 """What the autoencoder sees, in turn."""
 
@@ -41,43 +66,218 @@ def picture_pool(count: int, split: str = "train") -> Tensor:
     return torch.from_numpy(np.stack(pictures[:count])).permute(0, 3, 1, 2).contiguous()
 
 
-def train_autoencoder(folder: Path, *, steps: int, finish_steps: int, pool: int, batch: int, seconds: float | None) -> None:
+def train_autoencoder(
+    folder: Path, *, steps: int, finish_steps: int, pool: int, batch: int, seconds: float | None
+) -> None:
     """Train, normalise the latents, train briefly again; writes ae.safetensors."""
     torch.manual_seed(0)
     module = Autoencoder(AUTOENCODER, operations=mixed)
+    init_low_pass(module, torch.Generator().manual_seed(0))
     pictures = picture_pool(pool)
 
     def draw(step: int, micro: int, count: int) -> Tensor:
-        rows = torch.randint(len(pictures), (count,), generator=torch.Generator().manual_seed(step * 7 + micro))
+        rows = torch.randint(
+            len(pictures), (count,), generator=torch.Generator().manual_seed(step * 7 + micro)
+        )
         return pictures[rows]
 
-    first = LoopConfig(steps=steps, batch=batch, lr=2e-3, warmup=50, ema=0.995, checkpoint_every=100)
+    first = LoopConfig(
+        steps=steps, batch=batch, lr=1e-3, muon_lr=2e-3, warmup=20, ema=0.995, checkpoint_every=100
+    )
     task = AutoencoderTask(module, draw, AutoencoderLoss(), torch.bfloat16)
     train(task, first, folder / "first", stop_after_seconds=seconds)
     held_out = picture_pool(60, "val").float() / 127.5 - 1
     log.info("autoencoder: %.2f dB", reconstruction_psnr(module, held_out))
     normalise_latents(module, pictures[:256].float() / 127.5 - 1)
     log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, held_out))
-    second = LoopConfig(steps=finish_steps, batch=batch // 2, lr=3e-4, warmup=20, ema=0.99, checkpoint_every=100, seed=1)
+    second = LoopConfig(
+        steps=finish_steps,
+        batch=batch // 2,
+        lr=3e-4,
+        muon_lr=6e-4,
+        warmup=20,
+        ema=0.99,
+        checkpoint_every=100,
+        seed=1,
+    )
     # whole pictures only: GroupNorm's statistics are over the picture
     terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
     module.encoder.requires_grad_(False)
-    train(AutoencoderTask(module, draw, terms, torch.bfloat16), second, folder / "finish", stop_after_seconds=seconds)
+    train(
+        AutoencoderTask(module, draw, terms, torch.bfloat16),
+        second,
+        folder / "finish",
+        stop_after_seconds=seconds,
+    )
     log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, held_out))
     save_weights(folder / "ae.safetensors", module.state_dict())
 
 
+def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
+    """Transformer and text encoders with fresh weights, and the empty prompt's ids (T5, CLIP)."""
+    t5_tokenizer = T5Tokenizer.from_path(ASSETS / "tokenizer_2")
+    clip_tokenizer = ClipTokenizer.from_path(ASSETS / "tokenizer")
+    t5_params = T5Params(
+        vocab_size=t5_tokenizer.vocab_size, d_model=192, d_kv=48, d_ff=512, num_layers=4, num_heads=4
+    )
+    clip_params = ClipParams(
+        vocab_size=clip_tokenizer.vocab_size,
+        hidden_size=128,
+        intermediate_size=512,
+        num_layers=2,
+        num_heads=2,
+        eos_token_id=clip_tokenizer.vocab_size - 1,
+    )
+    generator = torch.Generator().manual_seed(0)
+    module = KontextModule(
+        Flux(TRANSFORMER, operations=mixed),
+        T5Encoder(t5_params, operations=mixed),
+        ClipTextEncoder(clip_params, operations=mixed),
+    )
+    for part in (module.transformer, module.t5, module.clip):
+        part.init_weights(generator)
+    return module, (t5_tokenizer.encode([""]).ids[0], clip_tokenizer.encode([""]).ids[0])
+
+
+def load_data(folder: Path) -> LatentDataset:
+    """Every finished shard of the training split, grouped by kind and size, drawn in proportion to their numbers."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*-train-*.safetensors")):
+        groups.setdefault(file.name.split("-train-")[0], []).append(file)
+    return LatentDataset(groups, {name: len(files) for name, files in groups.items()})
+
+
+def train_flow(
+    folder: Path,
+    latents: Path,
+    config: LoopConfig,
+    flow: FlowConfig,
+    *,
+    compile_blocks: bool,
+    seconds: float | None,
+) -> None:
+    """Train transformer and text encoders together on the encoded world."""
+    module, empty = build_module()
+    data = load_data(latents)
+    log.info("%d examples in %d groups", len(data), len(data.groups))
+    task = FlowTask(module, data, flow, empty=empty, compile_blocks=compile_blocks)
+    train(task, config, folder, stop_after_seconds=seconds)
+
+
+def export(runs: Path, destination: Path, *, flow: Path) -> None:
+    """Write the averaged weights of the last checkpoint as the bundled model folder, bfloat16."""
+    found = load_checkpoint(flow / "checkpoint")
+    if found is None:
+        raise ValueError(f"no checkpoint in {flow}: run the flow stage first")
+    parts, state = found
+    weights = {name: value.bfloat16() for name, value in (parts.get("ema") or parts["weights"]).items()}
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+    metadata = {"format": "pt", "model": "kontext-tiny", "steps": str(state["step"])}
+    save_weights(destination / "flux1-kontext-tiny.safetensors", of("transformer."), metadata)
+    save_weights(destination / "text_encoder" / "model.safetensors", of("clip."), {"format": "pt"})
+    save_weights(destination / "text_encoder_2" / "model.safetensors", of("t5."), {"format": "pt"})
+    autoencoder = load_file(runs / "autoencoder" / "ae.safetensors")
+    save_weights(
+        destination / "ae.safetensors",
+        {name: value.bfloat16() for name, value in autoencoder.items()},
+        {"format": "pt"},
+    )
+    module, _ = build_module()
+    _write_configs(destination, module)
+
+
+def _write_configs(destination: Path, module: KontextModule) -> None:
+    """config.json of both text encoders, as transformers writes them."""
+    t5, clip = module.t5.params, module.clip.params
+    (destination / "text_encoder_2" / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["T5EncoderModel"],
+                "model_type": "t5",
+                "vocab_size": t5.vocab_size,
+                "d_model": t5.d_model,
+                "d_kv": t5.d_kv,
+                "d_ff": t5.d_ff,
+                "num_layers": t5.num_layers,
+                "num_heads": t5.num_heads,
+                "relative_attention_num_buckets": t5.relative_attention_num_buckets,
+                "relative_attention_max_distance": t5.relative_attention_max_distance,
+                "layer_norm_epsilon": t5.eps,
+                "feed_forward_proj": "gated-gelu",
+                "is_gated_act": True,
+                "dense_act_fn": "gelu_new",
+            },
+            indent=1,
+        )
+    )
+    (destination / "text_encoder" / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["CLIPTextModel"],
+                "model_type": "clip_text_model",
+                "vocab_size": clip.vocab_size,
+                "hidden_size": clip.hidden_size,
+                "intermediate_size": clip.intermediate_size,
+                "num_hidden_layers": clip.num_layers,
+                "num_attention_heads": clip.num_heads,
+                "max_position_embeddings": clip.max_length,
+                "hidden_act": "quick_gelu",
+                "eos_token_id": clip.eos_token_id,
+                "bos_token_id": clip.eos_token_id - 1,
+            },
+            indent=1,
+        )
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("autoencoder",))
+    parser.add_argument("stage", choices=("autoencoder", "encode", "flow", "export"))
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="working folder")
-    parser.add_argument("--steps", type=int, default=None, help="steps of the stage (the recipe's by default)")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="steps of the stage (the recipe's by default)"
+    )
+    parser.add_argument("--examples", type=int, default=40_000, help="encode: how many")
+    parser.add_argument("--workers", type=int, default=2, help="encode: processes")
+    parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
+    parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.stage == "autoencoder":
         folder = args.runs / "autoencoder"
-        train_autoencoder(folder, steps=args.steps or 1600, finish_steps=150, pool=3000, batch=16, seconds=args.seconds)
+        train_autoencoder(
+            folder, steps=args.steps or 1400, finish_steps=150, pool=3000, batch=16, seconds=args.seconds
+        )
+    elif args.stage == "encode":
+        jobs = shard_jobs("train", args.examples, weights=world.WEIGHTS)
+        encode_world(
+            jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers
+        )
+    elif args.stage == "flow":
+        config = LoopConfig(
+            steps=args.steps or 4000,
+            batch=args.batch,
+            lr=1e-3,
+            muon_lr=2e-3,
+            warmup=100,
+            schedule="stable",
+            ema=0.998,
+            checkpoint_every=200,
+        )
+        train_flow(
+            args.runs / "flow",
+            args.runs / "latents",
+            config,
+            FlowConfig(),
+            compile_blocks=args.compile,
+            seconds=args.seconds,
+        )
+    else:
+        export(args.runs, ASSETS, flow=args.runs / "flow")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: di
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in parts.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+            partial / f"{name}.safetensors",
+        )
     (partial / _STATE).write_text(json.dumps(state, indent=1))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -17,7 +17,9 @@ class Ema:
             raise ValueError(f"EMA decay is {decay}; it must be in [0, 1)")
         self.decay = decay
         self.updates = 0
-        self.shadow = {name: p.detach().float().clone() for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {
+            name: p.detach().float().clone() for name, p in module.named_parameters() if p.requires_grad
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -77,7 +77,9 @@ class Task(Protocol):
     def batch(self, step: int, micro: int, size: int) -> dict[str, Tensor]:
         """The samples of a micro-batch: the same for the same arguments, always."""
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(
+        self, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """The scalar to go down, and numbers for the log."""
 
 
@@ -158,7 +160,9 @@ def train(
     return module
 
 
-def _preview(preview: Callable[[int, nn.Module], None], step: int, module: nn.Module, ema: Ema | None) -> None:
+def _preview(
+    preview: Callable[[int, nn.Module], None], step: int, module: nn.Module, ema: Ema | None
+) -> None:
     if ema is None:
         preview(step, module)
         return
@@ -166,7 +170,9 @@ def _preview(preview: Callable[[int, nn.Module], None], step: int, module: nn.Mo
         preview(step, module)
 
 
-def _write_log(folder: Path, config: LoopConfig, step: int, loss: float, norm: float, numbers: dict, window: list) -> None:
+def _write_log(
+    folder: Path, config: LoopConfig, step: int, loss: float, norm: float, numbers: dict, window: list
+) -> None:
     seconds = sum(window) / len(window)
     left = (config.steps - step) * seconds
     row = {
@@ -181,10 +187,19 @@ def _write_log(folder: Path, config: LoopConfig, step: int, loss: float, norm: f
     }
     with (folder / "log.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    log.info("step %d/%d loss %.4f, %.1f samples/s, %.0f min left", step, config.steps, loss, row["samples_per_second"], left / 60)
+    log.info(
+        "step %d/%d loss %.4f, %.1f samples/s, %.0f min left",
+        step,
+        config.steps,
+        loss,
+        row["samples_per_second"],
+        left / 60,
+    )
 
 
-def _save(module: nn.Module, optimizers: Optimizers, ema: Ema | None, step: int, config: LoopConfig, folder: Path) -> None:
+def _save(
+    module: nn.Module, optimizers: Optimizers, ema: Ema | None, step: int, config: LoopConfig, folder: Path
+) -> None:
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     parts: dict[str, dict[str, Tensor]] = {"weights": trained, "optimizer": optimizers.state_tensors()}
     state: dict[str, Any] = {"step": step, "config": asdict(config), "ema_updates": 0}

@@ -6,7 +6,6 @@ cast is part of the graph, so gradients arrive in float32 and any optimizer work
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

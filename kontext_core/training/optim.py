@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-_NOT_HIDDEN = ("img_in", "txt_in", "final_layer", "shared", "embedding", "conv_in", "conv_out", "relative_attention")
+_NOT_HIDDEN = ("_in.", "mod", "final_layer", "shared", "embedding", "relative_attention")
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """A weight matrix between hidden activations: what Muon is meant for (not embeddings, inputs or outputs)."""
-    return parameter.ndim == 2 and not any(word in name for word in _NOT_HIDDEN)
+    """A weight matrix, or a convolution's filters as one, between hidden activations: what Muon is meant for (not
+    embeddings, inputs, outputs or modulation)."""
+    return parameter.ndim == 4 or (parameter.ndim == 2 and not any(word in name for word in _NOT_HIDDEN))
 
 
 class Optimizers:
@@ -26,21 +27,34 @@ class Optimizers:
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float, muon_lr: float, weight_decay: float = 0.0
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        *,
+        lr: float,
+        muon_lr: float,
+        weight_decay: float = 0.0,
     ) -> None:
         self.named = [(name, p) for name, p in named if p.requires_grad]
         hidden = [(n, p) for n, p in self.named if muon_lr and is_hidden_matrix(n, p)]
         names = {n for n, _ in hidden}
         matrices = [p for n, p in self.named if n not in names and p.ndim > 1]
         vectors = [p for n, p in self.named if n not in names and p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         groups = [group for group in groups if group["params"]]
+        # Muon takes matrices: filters are handed over as a flat view of the same storage
+        self.flat = {n: nn.Parameter(p.detach().view(len(p), -1)) for n, p in hidden if p.ndim == 4}
         self.parts: list[torch.optim.Optimizer] = []
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True))
         if hidden:
             muon = torch.optim.Muon(
-                [p for _, p in hidden], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                [self.flat.get(n, p) for n, p in hidden],
+                lr=muon_lr,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
             self.parts.append(muon)
         for part in self.parts:
@@ -53,6 +67,9 @@ class Optimizers:
                 group["lr"] = group["peak_lr"] * factor
 
     def step(self) -> None:
+        by_name = dict(self.named)
+        for name, view in self.flat.items():
+            view.grad = by_name[name].grad.reshape(len(view), -1).contiguous()
         for part in self.parts:
             part.step()
 
@@ -64,7 +81,9 @@ class Optimizers:
         """Clip the gradient's global norm; returns it before clipping. Raises when it is not finite."""
         norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], max_norm))
         if not math.isfinite(norm):
-            raise FloatingPointError("the gradient is not finite: lower the learning rate or look at the data")
+            raise FloatingPointError(
+                "the gradient is not finite: lower the learning rate or look at the data"
+            )
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -72,7 +91,7 @@ class Optimizers:
         tensors: dict[str, Tensor] = {}
         for part in self.parts:
             for name, parameter in self.named:
-                for key, value in part.state.get(parameter, {}).items():
+                for key, value in part.state.get(self.flat.get(name, parameter), {}).items():
                     tensors[f"{name}/{key}"] = torch.as_tensor(value)
         return tensors
 
@@ -80,9 +99,12 @@ class Optimizers:
         by_name = dict(self.named)
         for full, value in tensors.items():
             name, key = full.rsplit("/", 1)
-            parameter = by_name[name]
+            parameter = self.flat.get(name, by_name[name])
             owner = next(
-                part for part in self.parts for group in part.param_groups if any(p is parameter for p in group["params"])
+                part
+                for part in self.parts
+                for group in part.param_groups
+                if any(p is parameter for p in group["params"])
             )
             owner.state[parameter][key] = value.clone()
 
@@ -95,7 +117,9 @@ def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.05) -> fl
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_stable_decay(step: int, total: int, warmup: int, decay: float = 0.25, floor: float = 0.02) -> float:
+def warmup_stable_decay(
+    step: int, total: int, warmup: int, decay: float = 0.25, floor: float = 0.02
+) -> float:
     """Learning-rate factor: linear rise, flat, then a linear fall over the last `decay` share of the steps."""
     if step < warmup:
         return (step + 1) / warmup

@@ -1,0 +1,117 @@
+"""The world as latents on disk: render, encode, tokenize, one shard a job, in parallel processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.autoencoder import Autoencoder, params_from_shapes
+from ..models.tokenizers import ClipTokenizer, T5Tokenizer
+from ..training.data import write_shard
+from . import world
+
+log = logging.getLogger("kontext")
+
+SQUARE = (128, 128)
+OTHER_SIZES = ((144, 112), (112, 144), (160, 96), (96, 160))
+"""(width, height) of the buckets beside the square one that the world is also drawn at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """Examples start..start+count of one category at one (width, height)."""
+
+    split: str
+    category: str
+    start: int
+    count: int
+    size: tuple[int, int] = SQUARE
+
+    @property
+    def group(self) -> str:
+        """Shards of one group have the same shapes and go into the same batches."""
+        return f"{'text' if self.category == 'generate' else 'edit'}-{self.size[0]}x{self.size[1]}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}-{self.split}-{self.category}-{self.start:07d}.safetensors"
+
+
+def token_weights(change_mask: np.ndarray) -> Tensor:
+    """uint8 (N,): how much of each 16×16-pixel token of a bool (H, W) mask is set, 0..255."""
+    height, width = change_mask.shape
+    blocks = torch.from_numpy(change_mask).float().reshape(height // 16, 16, width // 16, 16).mean((1, 3))
+    return (blocks.flatten() * 255).round().to(torch.uint8)
+
+
+def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Path) -> int:
+    """Render and encode one job; returns how many examples it wrote."""
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(1)
+    weights = load_file(autoencoder)
+    module = Autoencoder(params_from_shapes({key: tuple(value.shape) for key, value in weights.items()}))
+    module.load_state_dict(weights)
+    module = module.bfloat16().to(memory_format=torch.channels_last).eval()
+    examples = [
+        world.example(job.split, job.category, index, job.size)
+        for index in range(job.start, job.start + job.count)
+    ]
+    words = [example.instruction for example in examples]
+    tensors = {
+        "target": _encode(module, [example.target for example in examples]),
+        "t5": T5Tokenizer.from_path(tokenizers / "tokenizer_2").encode(words).ids.int(),
+        "clip": ClipTokenizer.from_path(tokenizers / "tokenizer").encode(words).ids.int(),
+        "weight": torch.stack([token_weights(example.change_mask) for example in examples]),
+    }
+    if examples[0].context is not None:
+        tensors["context"] = _encode(module, [example.context for example in examples])
+    write_shard(folder / job.name, tensors)
+    return len(examples)
+
+
+@torch.inference_mode()
+def _encode(module: Autoencoder, pictures: list[np.ndarray]) -> Tensor:
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    parts = [
+        module.encode((part.bfloat16() / 127.5 - 1).contiguous(memory_format=torch.channels_last)).half()
+        for part in images.split(25)
+    ]
+    return torch.cat(parts).contiguous()
+
+
+def shard_jobs(split: str, examples: int, *, weights: dict[str, float], shard: int = 500) -> list[ShardJob]:
+    """Jobs for about `examples` examples in the given shares, every 10th shard of a category at another size."""
+    jobs = []
+    for category, share in weights.items():
+        for number in range(max(1, round(examples * share / shard))):
+            size = OTHER_SIZES[(number // 10) % len(OTHER_SIZES)] if number % 10 == 9 else SQUARE
+            jobs.append(
+                ShardJob(split=split, category=category, start=number * shard, count=shard, size=size)
+            )
+    # every category early, so that training can begin on any number of finished shards
+    return sorted(jobs, key=lambda job: (job.start, job.category))
+
+
+def encode_world(
+    jobs: list[ShardJob], autoencoder: Path, tokenizers: Path, folder: Path, workers: int
+) -> None:
+    """Run the jobs whose shard is not there yet, in `workers` processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [job for job in jobs if not (folder / job.name).exists()]
+    log.info("%d of %d shards to encode", len(left), len(jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(encode_shard, job, autoencoder, tokenizers, folder) for job in left]
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            if done % 10 == 0 or done == len(left):
+                log.info("encoded %d of %d shards", done, len(left))

@@ -1,0 +1,78 @@
+"""What the flow is trained on: pre-encoded latents with token ids, in shards that are safetensors files.
+
+A shard holds n examples of one kind (with or without context) and one size:
+`target` (n, 16, h, w) and `context` (n, 16, h', w') scaled latents in float16, `t5` (n, L) and `clip` (n, 77)
+token ids in int32, `weight` (n, N) uint8: how much of each target token the edit changes, 0..255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .checkpoint import save_weights
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one shard, beside and renamed.
+
+    Raises:
+        ValueError: a part is missing, or the parts differ in number.
+    """
+    missing = {"target", "t5", "clip", "weight"} - tensors.keys()
+    counts = {len(value) for value in tensors.values()}
+    if missing or len(counts) != 1:
+        raise ValueError(
+            f"a shard needs target, t5, clip and weight of one length; missing {missing}, lengths {counts}"
+        )
+    save_weights(path, tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Examples of one kind and size, all in memory."""
+
+    name: str
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tensors["target"])
+
+
+class LatentDataset:
+    """Groups of shards, drawn from by step: the same step always gives the same batch.
+
+    Args:
+        groups: name -> shard files; every shard of a group has the same shapes.
+        weights: name -> how often a micro-batch comes from that group.
+    """
+
+    def __init__(self, groups: dict[str, Sequence[Path]], weights: dict[str, float]) -> None:
+        self.groups = [_load_group(name, files) for name, files in groups.items() if files]
+        if not self.groups:
+            raise ValueError("no training data: encode some first")
+        self.weights = torch.tensor([float(weights[group.name]) for group in self.groups])
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def batch(self, step: int, micro: int, size: int) -> dict[str, Tensor]:
+        """`size` examples of one group, drawn without repetition within the batch."""
+        generator = torch.Generator().manual_seed(step * 1_009 + micro)
+        group = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
+        rows = torch.randint(len(group), (size,), generator=generator)
+        return {key: value[rows] for key, value in group.tensors.items()}
+
+
+def _load_group(name: str, files: Sequence[Path]) -> Group:
+    shards = [load_file(file) for file in files]
+    keys = shards[0].keys()
+    for file, shard in zip(files, shards, strict=True):
+        if shard.keys() != keys:
+            raise ValueError(f"{file} holds {sorted(shard)}, the others of {name!r} {sorted(keys)}")
+    return Group(name=name, tensors={key: torch.cat([shard[key] for shard in shards]) for key in keys})
