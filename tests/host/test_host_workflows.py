@@ -1,0 +1,84 @@
+"""The example workflows: both forms are the same graph, and every one runs.
+
+The UI form is converted by what the host says of its nodes, independently of the front end: widgets take their
+values by position, links theirs by number.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+DISPLAY_ONLY = {"MarkdownNote", "Note"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def is_widget(entry: list) -> bool:
+    return isinstance(entry[0], list) or entry[0] in WIDGETS
+
+
+def convert(workflow: dict, info: dict) -> dict:
+    """A UI-format workflow as API format."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    result = {}
+    for node in workflow["nodes"]:
+        if node["type"] in DISPLAY_ONLY:
+            continue
+        known = info[node["type"]]["input"]
+        entries = {**known.get("required", {}), **known.get("optional", {})}
+        values = iter(node.get("widgets_values") or [])
+        inputs = {}
+        for name, entry in entries.items():
+            if not is_widget(entry):
+                continue
+            inputs[name] = next(values)
+            if len(entry) > 1 and entry[1].get("control_after_generate"):
+                assert next(values) in ("fixed", "randomize", "increment", "decrement")
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs[slot["name"]] = sources[slot["link"]]
+        result[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return result
+
+
+@pytest.fixture(scope="module")
+def info(host) -> dict:
+    return host.client.get("/object_info")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_are_the_same_graph(info, name):
+    ui = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    plain = {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in api.items()}
+    assert convert(ui, info) == plain
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_explains_itself(name):
+    """A note, titled groups and titled nodes, laid out from left to right, no two nodes over each other."""
+    ui = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    assert any(node["type"] in DISPLAY_ONLY for node in ui["nodes"])
+    assert ui["groups"] and all(group["title"] for group in ui["groups"])
+    assert all(node.get("title") for node in ui["nodes"])
+    for link in ui["links"]:
+        assert nodes[link[1]]["pos"][0] < nodes[link[3]]["pos"][0], link
+    boxes = [(*node["pos"], *node["size"]) for node in ui["nodes"]]
+    for index, (x, y, w, h) in enumerate(boxes):
+        for other_x, other_y, other_w, other_h in boxes[:index]:
+            apart = x >= other_x + other_w or other_x >= x + w or y >= other_y + other_h or other_y >= y + h
+            assert apart, (boxes[index], (other_x, other_y))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_that_a_workflow_names_ship_with_it(name):
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in api.values():
+        if node["class_type"] == "LoadImage":
+            assert (WORKFLOWS / "input" / node["inputs"]["image"]).is_file()
