@@ -34,10 +34,7 @@ class Denoiser:
         planned: Iterable[float] = (),
         **options: Any,
     ) -> None:
-        weight = transformer.txt_in.weight
-        self.device, self.dtype = weight.device, weight.dtype
-        if not self.dtype.is_floating_point or self.dtype.itemsize < 2:
-            self.dtype = torch.bfloat16  # packed weights (fp8, GGUF) compute in bfloat16
+        self.device, self.dtype = transformer.txt_in.weight.device, transformer.compute_dtype
         self.transformer = transformer
         self.options = options
         self.batch = len(prompt.txt)
@@ -60,7 +57,8 @@ class Denoiser:
         """Rows ordered (t, sample) for all given times."""
         t = torch.tensor(times, device=self.device).repeat_interleave(self.batch)
         guidance = torch.full_like(t, self.guidance)
-        return self.transformer.modulation_tables(t, self.vec.repeat(len(times), 1), guidance, self.dtype)
+        vec = self.vec.repeat(len(times), 1)
+        return self.transformer.modulation_tables(t, vec, guidance, self.dtype, group=self.batch)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, t: float) -> Tensor:

@@ -369,15 +369,41 @@ class Flux(nn.Module):
             vec = vec + self.guidance_in(timestep_embedding(guidance, 256).to(dtype))
         return vec + self.vector_in(y.to(dtype))
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the model computes in: the dtype of a bias, which is never packed as weights may be."""
+        return self.final_layer.linear.bias.dtype
+
     def modulation_tables(
-        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, dtype: torch.dtype = torch.float32
+        self,
+        timesteps: Tensor,
+        y: Tensor,
+        guidance: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        group: int | None = None,
     ) -> ModulationTables:
-        """Tables for rows (timesteps[i], y[i], guidance[i]); one call may hold a whole schedule."""
-        silu_vec = F.silu(self.vector(timesteps, y, guidance, dtype))
+        """Tables for rows (timesteps[i], y[i], guidance[i]); one call may hold a whole schedule.
+
+        Args:
+            group: rows that are multiplied together, all by default. The bits of a product depend on how many
+                rows it has: with a batch's size, a schedule's tables are those of its steps one by one.
+        """
+        rows = group or len(timesteps)
+        guidances = [None] * len(timesteps) if guidance is None else guidance.split(rows)
+        parts = zip(timesteps.split(rows), y.split(rows), guidances, strict=False)
+        silu_vec = torch.cat([F.silu(self.vector(*part, dtype)) for part in parts])
+
+        def table(layer: nn.Module) -> Tensor:
+            if rows >= len(silu_vec):
+                return layer(silu_vec)
+            if hasattr(layer, "in_groups"):  # packed weights, which are unpacked once for all groups
+                return layer.in_groups(silu_vec, rows)
+            return torch.cat([layer(part) for part in silu_vec.split(rows)])
+
         return ModulationTables(
-            tuple((block.img_mod(silu_vec), block.txt_mod(silu_vec)) for block in self.double_blocks),
-            tuple(block.modulation(silu_vec) for block in self.single_blocks),
-            self.final_layer.adaLN_modulation[1](silu_vec),
+            tuple((table(block.img_mod.lin), table(block.txt_mod.lin)) for block in self.double_blocks),
+            tuple(table(block.modulation.lin) for block in self.single_blocks),
+            table(self.final_layer.adaLN_modulation[1]),
         )
 
     def prepare(self, txt: Tensor, txt_ids: Tensor, img_ids: Tensor) -> Prepared:

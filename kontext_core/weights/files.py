@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .gguf_file import MAGIC, GgufFile
+from .mapped import MappedFile
 from .safetensors_file import SafetensorsFile, StoredTensor
 
 
@@ -24,6 +25,7 @@ class WeightFile(Protocol):
     container: str
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    maps: list[MappedFile]
 
     def read(self, key: str) -> Tensor: ...
 
@@ -71,6 +73,7 @@ class ShardedFolder:
             self.tensors[key] = shard.tensors[key]
             self._shard_of[key] = shard
             self.metadata.update(shard.metadata)
+        self.maps = [shard.file for shard in self.shards.values()]
         in_shards = {key for shard in self.shards.values() for key in shard.tensors}
         self.strays = sorted(in_shards - weight_map.keys())
 

@@ -65,6 +65,7 @@ class GgufFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.file = MappedFile(path)
+        self.maps = [self.file]
         self._position = 0
         self.metadata: dict[str, object] = {}
         self.tensors: dict[str, StoredTensor] = {}

@@ -38,6 +38,7 @@ class MappedFile:
                     self.map = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
                 else:
                     self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self.address = self.view(0, 1).data_ptr()
         except FileNotFoundError as error:
             raise ValueError(f"{self.path}: there is no such file.") from error
         except OSError as error:
@@ -56,6 +57,13 @@ class MappedFile:
         if nbytes == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(self.map, dtype=dtype, count=nbytes // dtype.itemsize, offset=start)
+
+    def find(self, tensor: Tensor) -> tuple[int, int] | None:
+        """(start, stop) of a tensor that lies in this map; None of any other."""
+        if tensor.device.type != "cpu" or tensor.nbytes == 0:
+            return None
+        start = tensor.data_ptr() - self.address
+        return (start, start + tensor.nbytes) if 0 <= start < self.size else None
 
     def release(self, start: int, count: int) -> None:
         """Gives the pages that lie wholly inside the range back; they are read again when next used.

@@ -76,6 +76,12 @@ class Linear(_Packed, nn.Linear):
         bias = None if self.bias is None else self.bias.to(x)
         return F.linear(x, self.unpacked(x.dtype, x.device), bias)
 
+    def in_groups(self, x: Tensor, rows: int) -> Tensor:
+        """As forward on each `rows` rows of x (n,in) alone, to the bit, with the weight unpacked once."""
+        bias = None if self.bias is None else self.bias.to(x)
+        weight = self.unpacked(x.dtype, x.device)
+        return torch.cat([F.linear(group, weight, bias) for group in x.split(rows)])
+
 
 class Embedding(_Packed, nn.Embedding):
     """nn.Embedding over a packed table: only the rows asked for are unpacked, to float32."""

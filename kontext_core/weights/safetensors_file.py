@@ -73,6 +73,7 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.file = MappedFile(path)
+        self.maps = [self.file]
         self.metadata, self.tensors = self._read_header()
 
     def read(self, key: str) -> Tensor:
