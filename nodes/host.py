@@ -19,6 +19,7 @@ import comfy.supported_models
 import folder_paths
 import torch
 
+from ..kontext_core import preview
 from ..kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
 from ..kontext_core.weights import load as weights
@@ -145,10 +146,10 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
 
 
 def latent_format(folder: Path) -> comfy.latent_formats.Flux:
-    """FLUX's latents, previewed in the colours that a preview.json beside the model gives, if there is one."""
+    """FLUX's latents; those of the bundled model previewed in the colours of its own autoencoder."""
     result = comfy.latent_formats.Flux()
-    file = folder / "preview.json"
-    if file.is_file():
+    file = folder / preview.FILE
+    if folder == BUNDLED_FOLDER and file.is_file():
         factors = json.loads(file.read_text(encoding="utf-8"))
         result.latent_rgb_factors = factors["latent_rgb_factors"]
         result.latent_rgb_factors_bias = factors["latent_rgb_factors_bias"]

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     LEAVES,
     ("models",),
     ("samplers", "registration", "prompts"),
-    ("presets", "preserve", "record"),
+    ("presets", "preserve", "preview", "record"),
     ("weights",),
     ("conditioning",),
     ("denoise",),
