@@ -1,0 +1,81 @@
+"""What is installed where: the manager's list, the registry's table, and the scripts that must run on Python alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import kontext_core
+
+ROOT = Path(__file__).parents[1]
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    from pip._vendor import tomli as tomllib
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def test_the_manager_installs_nothing_that_a_host_brings():
+    brought = (
+        "torch|torchvision|torchaudio|transformers|tokenizers|numpy|pillow|safetensors|einops|aiohttp|comfyui"
+    )
+    assert not [line for line in requirements() if re.match(brought, line, re.IGNORECASE)]
+
+
+def test_the_registry_lists_what_the_manager_installs(pyproject):
+    assert pyproject["project"]["dependencies"] == requirements()
+
+
+def test_the_registry_has_what_it_wants(pyproject):
+    comfy = pyproject["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and "requires-comfyui" in comfy
+    assert "comfyui" not in pyproject["project"]["name"].lower()
+
+
+def test_the_version_is_one_everywhere(pyproject):
+    version = pyproject["project"]["version"]
+    assert kontext_core.__version__ == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", ["dev.py", "workflows/queue.py"])
+def test_scripts_that_come_first_need_python_alone(script):
+    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"), feature_version=(3, 10))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            assert name.split(".")[0] in sys.stdlib_module_names, f"{script}:{node.lineno} imports {name}"
+
+
+def test_a_page_of_the_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("```\n__init__.py")[1].split("```")[0]
+    for line in tree.splitlines():
+        name = line.split("  ")[0] if not line.startswith("  ") else None
+        inner = re.match(r"  (\S+)", line)
+        path = (
+            ROOT / "kontext_core" / inner.group(1)
+            if inner
+            else ROOT / name.strip()
+            if name and name.strip()
+            else None
+        )
+        assert path is None or path.exists(), path
