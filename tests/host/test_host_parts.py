@@ -54,3 +54,11 @@ def test_a_lora_finds_every_layer_that_it_finds_in_the_native_model(result, nami
     lora = result["loras"][naming]
     assert lora["patched"] >= 4 and lora["same_keys"]
     assert lora["difference"] < 1e-6
+
+
+@pytest.mark.parametrize("case", ["plain", "lora"])
+def test_a_partly_loaded_model_gives_what_a_loaded_one_gives(result, case):
+    """As on a card too small for it; a LoRA is then added to each weight when it is used."""
+    partial = result["partial"][case]
+    assert partial["partly"]
+    assert partial["difference"] < 1e-5

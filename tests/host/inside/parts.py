@@ -126,6 +126,42 @@ def loras() -> dict:
     return {name: compare(lora, ours, native) for name, lora in lora_files().items()}
 
 
+def partial_loading() -> dict:
+    """A forward with everything loaded, and with all but a few kilobytes left where it was, as on a small card."""
+    params = TransformerParams(
+        vec_in_dim=16, context_in_dim=16, hidden_size=64, num_heads=2, depth=1, depth_single_blocks=1,
+        axes_dim=(8, 12, 12),
+    )  # fmt: skip
+    config = comfy.supported_models.Flux(host_model.unet_config(params))
+    config.set_inference_dtype(torch.float32, None)
+    model = comfy.model_base.Flux(config, unet_model=host_model.HostTransformer)
+    model.diffusion_model.load_state_dict(random_like(model.diffusion_model))
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    lora, _ = comfy.sd.load_lora_for_models(patcher, None, lora_files()["bfl"], 0.3, 0.0)
+    results = {}
+    for name, chosen in (("plain", patcher), ("lora", lora)):
+        outputs = []
+        for budget in (0, 4096):  # 0 is the host's word for everything
+            chosen.patch_model(device_to=cpu, lowvram_model_memory=budget)
+            with torch.inference_mode():
+                generator = torch.Generator().manual_seed(6)
+                outputs.append(
+                    model.diffusion_model(
+                        torch.randn(1, 16, 4, 4, generator=generator),
+                        torch.tensor([0.5]),
+                        context=torch.randn(1, 3, 16, generator=generator),
+                        y=torch.randn(1, 16, generator=generator),
+                        guidance=torch.tensor([2.5]),
+                        transformer_options={},
+                    )
+                )
+            partly = model.model_lowvram
+            chosen.unpatch_model(device_to=cpu)
+        results[name] = {"difference": relative(*outputs), "partly": bool(partly)}
+    return results
+
+
 def compare(lora: dict, ours, native) -> dict:
     patched = []
     for patcher in (ours, native):
@@ -177,4 +213,4 @@ def lora_files() -> dict[str, dict[str, torch.Tensor]]:
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-pack.answer({"tokens": tokens(), "vae": vae(), "loras": loras()})
+pack.answer({"tokens": tokens(), "vae": vae(), "loras": loras(), "partial": partial_loading()})
