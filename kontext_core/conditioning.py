@@ -67,10 +67,8 @@ def encode_prompt(model: KontextModel, prompts: Sequence[str]) -> PromptConditio
                 warnings.append(f"the prompt is over {limit} tokens; cut off and not read: “{cut}”")
             if unknown:
                 warnings.append(f"{model.name} does not know: {', '.join(unknown)} (in “{prompt}”)")
-        device = next(model.t5.parameters()).device
-        txt = model.t5(t5_tokens.ids.to(device))
-        device = next(model.clip.parameters()).device
-        _, vec = model.clip(clip_tokens.ids.to(device))
+        txt = model.t5(t5_tokens.ids.to(model.device))
+        _, vec = model.clip(clip_tokens.ids.to(model.device))
     return PromptConditioning(txt=txt, vec=vec, warnings=tuple(warnings))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import geometry, latents, schedules
 from .conditioning import Convention, encode_prompt, make_references
 from .denoise import Denoiser
+from .models.tiling import decode_within, encode_within
 from .samplers import SAMPLERS, OnStep
 
 if TYPE_CHECKING:
@@ -148,14 +149,15 @@ def edit_image(
 def encode_image(model: KontextModel, image: Tensor) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> scaled latent (B, 16, h, w), float32."""
     weight = next(model.autoencoder.parameters())
-    return model.autoencoder.encode(image.to(weight)).float()
+    return encode_within(model.autoencoder, image.to(weight), model.autoencoder_budget).float()
 
 
 @torch.inference_mode()
 def decode_latent(model: KontextModel, latent: Tensor) -> Tensor:
     """Scaled latent (B, 16, h, w) -> picture (B, 3, H, W) in [-1, 1], float32 on the CPU."""
     weight = next(model.autoencoder.parameters())
-    return model.autoencoder.decode(latent.to(weight)).float().clamp(-1, 1).cpu()
+    images = decode_within(model.autoencoder, latent.to(weight), model.autoencoder_budget)
+    return images.float().clamp(-1, 1).cpu()
 
 
 def _batch(

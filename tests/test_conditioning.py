@@ -110,6 +110,7 @@ def model():
     torch.manual_seed(0)
     return SimpleNamespace(
         name="small",
+        device=torch.device("cpu"),
         t5_tokenizer=t5,
         clip_tokenizer=clip,
         t5=T5Encoder(

@@ -396,8 +396,8 @@ class Flux(nn.Module):
         def table(layer: nn.Module) -> Tensor:
             if rows >= len(silu_vec):
                 return layer(silu_vec)
-            if hasattr(layer, "in_groups"):  # packed weights, which are unpacked once for all groups
-                return layer.in_groups(silu_vec, rows)
+            if getattr(layer, "takes_rows", False):  # packed weights, which are unpacked once for all groups
+                return layer(silu_vec, rows)
             return torch.cat([layer(part) for part in silu_vec.split(rows)])
 
         return ModulationTables(

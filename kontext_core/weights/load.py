@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +25,15 @@ from ..models.t5 import T5Encoder
 from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..models.transformer import Flux
 from ..presets import ModelPreset, infer_preset
-from . import locate
+from . import locate, offload
 from .files import WeightFile, open_weights
 from .formats import AUTOENCODER, CLIP, T5, TRANSFORMER
-from .packed import FLOAT8, PackedOperations, PlainOperations, _Packed
+from .packed import FLOAT8, Packed, PackedOperations, PlainOperations
 from .parts import Part, check_keys, open_part
 
 logger = logging.getLogger("kontext")
+
+FEW_STEP = "few_step"  # the distilled transformer's name among a model's files and plans
 
 BUILDERS = {TRANSFORMER: Flux, AUTOENCODER: Autoencoder, T5: T5Encoder, CLIP: ClipTextEncoder}
 
@@ -47,7 +51,10 @@ class KontextModel:
 
     Attributes:
         few_step: the distilled transformer that belongs to the model, if it has one.
+        device: where it computes; weights that are brought there only for use lie elsewhere.
+        budget: bytes that a transformer's weights may take there; None for what is free.
         files: part -> the open file its weights are views of.
+        plans: part -> how its weights are spread, of transformers that do not simply lie on the device.
     """
 
     transformer: Flux
@@ -59,7 +66,15 @@ class KontextModel:
     preset: ModelPreset
     name: str
     few_step: Flux | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: int | None = None
     files: dict[str, WeightFile] = field(default_factory=dict)
+    plans: dict[str, offload.Plan] = field(default_factory=dict)
+
+    @property
+    def autoencoder_budget(self) -> int | None:
+        """Bytes of working memory for pictures on their way in and out: a quarter of the budget."""
+        return None if self.budget is None else self.budget // 4
 
     def release(self, *parts: str) -> None:
         """Gives memory that holds these parts' weights back to the system, which reads them again when used.
@@ -122,11 +137,13 @@ def build(part: Part, *, dtype: torch.dtype | None = None, device=None, operatio
     """Our module over a part's weights.
 
     Args:
-        operations: layers to build with; by default torch's own for plain files and `PackedOperations` for packed ones.
+        operations: layers to build with; by default torch's own for small plain files and `PackedOperations` for
+            packed and large ones, whose weights stay as they are stored and are cast or moved on use.
     """
     packed = {key for key in part.shapes if part.is_packed(key)}
+    large = part.nbytes >= offload.SMALL
     if operations is None:
-        operations = PackedOperations if packed else PlainOperations
+        operations = PackedOperations if packed or large else PlainOperations
     try:
         module = BUILDERS[part.found.part](part.params, operations=operations, device="meta")
     except (ValueError, RuntimeError, TypeError) as error:
@@ -144,7 +161,7 @@ def assign(module: nn.Module, part: Part, key: str, dtype: torch.dtype, device) 
     layer = module.get_submodule(owner)
     weight = part.weight(key)
     _check_finite(part, key, weight)
-    if weight.kind is not None and name == "weight" and isinstance(layer, _Packed):
+    if name == "weight" and isinstance(layer, Packed):
         layer.assign(weight.data.to(device), weight.kind, weight.scale)
     else:
         layer.register_parameter(name, nn.Parameter(weight.values(dtype).to(device), requires_grad=False))
@@ -195,6 +212,7 @@ def load_model(
     clip_tokenizer: str | os.PathLike | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    budget: int | None = None,
 ) -> KontextModel:
     """A whole model by the name of a bundled one, from a folder, or from a transformer file.
 
@@ -204,25 +222,33 @@ def load_model(
         t5, clip, vae: files or folders that take the place of what would be found.
         t5_tokenizer, clip_tokenizer: likewise; by default beside the encoders, or in the ComfyUI that COMFYUI_PATH
             names.
-        dtype, device: as for `load_transformer`, for all parts.
+        dtype: as for `load_transformer`, for all parts.
+        device: where to compute; the CPU by default. Of large models only what the budget holds lies there, the
+            rest is brought when used; see `offload`.
+        budget: bytes that the transformer's weights may take on the device; by default what is free.
 
     Raises:
-        ValueError: a part is missing (the message lists what was looked for), damaged, or fits no other.
+        ValueError: a part is missing (the message lists what was looked for), damaged, or fits no other, or the
+            budget is too small.
     """
     places = locate.find_model(name_or_folder, t5=t5, clip=clip, vae=vae)
     t5_words = T5Tokenizer.from_path(locate.find_tokenizer(T5, places, t5_tokenizer))
     clip_words = ClipTokenizer.from_path(locate.find_tokenizer(CLIP, places, clip_tokenizer))
     files = {part: open_weights(path) for part, path in places.parts.items()}
-    options = {"dtype": dtype, "device": device}
-    transformer = load_transformer(files[TRANSFORMER], **options)
-    few_step = None if places.few_step is None else load_transformer(places.few_step, **options)
+    device = torch.device("cpu" if device is None else device)
+    placing = _Placing(dtype=dtype, device=device, budget=budget)
+    transformer = placing.transformer(TRANSFORMER, files[TRANSFORMER])
+    few_step = None
+    if places.few_step is not None:
+        files[FEW_STEP] = open_weights(places.few_step)
+        few_step = placing.transformer(FEW_STEP, files[FEW_STEP])
     if few_step is not None and few_step.params != transformer.params:
         raise ValueError(
             f"{places.few_step}: the distilled transformer has other sizes than {files[TRANSFORMER].path}."
         )
-    autoencoder = load_autoencoder(files[AUTOENCODER], **options)
-    t5_encoder = load_t5(files[T5], **options)
-    clip_encoder = load_clip(files[CLIP], eos_token_id=clip_words.eos_id, **options)
+    autoencoder = load_autoencoder(files[AUTOENCODER], dtype=dtype, device=device)
+    t5_encoder = placing.text_encoder(files[T5], load_t5)
+    clip_encoder = placing.text_encoder(files[CLIP], partial(load_clip, eos_token_id=clip_words.eos_id))
     for words, encoder, part in ((t5_words, t5_encoder, T5), (clip_words, clip_encoder, CLIP)):
         if words.vocab_size > encoder.params.vocab_size:
             raise ValueError(
@@ -250,5 +276,45 @@ def load_model(
         preset=preset,
         name=places.name,
         few_step=few_step,
+        device=device,
+        budget=budget,
         files=files,
+        plans=placing.plans,
     )
+
+
+@dataclass
+class _Placing:
+    """Loads parts to where they belong: small ones onto the device, of large ones what the budget holds."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+    budget: int | None
+    plans: dict[str, offload.Plan] = field(default_factory=dict)
+
+    def transformer(self, name: str, file: WeightFile) -> Flux:
+        if self.budget is None and _nbytes(file) < offload.SMALL:
+            return load_transformer(file, dtype=self.dtype, device=self.device)
+        part = open_part(file, TRANSFORMER)
+        module = build(part, dtype=self._dtype(file), operations=PackedOperations)
+        self.plans[name] = offload.attach(module, file.maps, device=self.device, budget=self.budget)
+        return module
+
+    def text_encoder(self, file: WeightFile, load: Callable[..., nn.Module]) -> nn.Module:
+        if _nbytes(file) < offload.SMALL:
+            return load(file, dtype=self.dtype, device=self.device)
+        module = load(file, dtype=self._dtype(file))
+        offload.release_text_encoder(module, file.maps)
+        return module
+
+    def _dtype(self, file: WeightFile) -> torch.dtype | None:
+        """The dtype asked for; float32 for float16 files on a CPU, whose float16 products are far slower."""
+        counts: Counter[str] = Counter()
+        for stored in file.tensors.values():
+            counts[stored.dtype] += stored.numel
+        slow = self.device.type == "cpu" and counts.most_common(1)[0][0] == "F16"
+        return torch.float32 if self.dtype is None and slow else self.dtype
+
+
+def _nbytes(file: WeightFile) -> int:
+    return sum(stored.nbytes for stored in file.tensors.values())

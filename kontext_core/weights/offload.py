@@ -276,7 +276,7 @@ def _put(layer: nn.Module, name: str, tensor: Tensor) -> None:
 
 def attach(
     transformer: Flux, files: Iterable[MappedFile], *, device: torch.device, budget: int | None
-) -> tuple[Plan, BlockStreamer | None]:
+) -> Plan:
     """Puts a loaded transformer's weights where the budget wants them.
 
     The transformer comes with all weights in CPU memory; modulation and streamed blocks stay there, everything
@@ -297,7 +297,8 @@ def attach(
             if id(tensor) not in streamed:
                 _put(layer, name, tensor.to(device))
                 PageRanges([tensor], files).release()
-    streamer = BlockStreamer(transformer, plan, device, files) if plan.streamed else None
+    if plan.streamed:
+        BlockStreamer(transformer, plan, device, files)  # lives in the blocks' hooks
     logger.info(
         "transformer: %s MB resident, %s MB of modulation in the memory map, %d of %d blocks streamed",
         f"{plan.resident / 1e6:,.0f}",
@@ -305,4 +306,4 @@ def attach(
         len(plan.streamed),
         len(blocks_of(transformer)),
     )
-    return plan, streamer
+    return plan

@@ -34,7 +34,7 @@ def unpack_fp8(data: Tensor, scale: float | Tensor | None, dtype: torch.dtype) -
     return weight if scale is None else weight.mul_(scale)
 
 
-class _Packed:
+class Packed:
     """What packed layers share. `kind` is None (plain), "fp8" or a GGUF type's name."""
 
     kind: str | None = None
@@ -62,8 +62,10 @@ class _Packed:
         return weight if self.change is None else self.change(weight)
 
 
-class Linear(_Packed, nn.Linear):
+class Linear(Packed, nn.Linear):
     """nn.Linear over a packed weight."""
+
+    takes_rows = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
@@ -72,18 +74,19 @@ class Linear(_Packed, nn.Linear):
     def reset_parameters(self) -> None:
         """Weights always come from a file."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x)
-        return F.linear(x, self.unpacked(x.dtype, x.device), bias)
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """x (...,in) -> (...,out); with `rows`, each so many rows of x are multiplied alone.
 
-    def in_groups(self, x: Tensor, rows: int) -> Tensor:
-        """As forward on each `rows` rows of x (n,in) alone, to the bit, with the weight unpacked once."""
+        The bits of a product depend on how many rows it has; the weight is unpacked once all the same.
+        """
         bias = None if self.bias is None else self.bias.to(x)
         weight = self.unpacked(x.dtype, x.device)
+        if rows is None:
+            return F.linear(x, weight, bias)
         return torch.cat([F.linear(group, weight, bias) for group in x.split(rows)])
 
 
-class Embedding(_Packed, nn.Embedding):
+class Embedding(Packed, nn.Embedding):
     """nn.Embedding over a packed table: only the rows asked for are unpacked, to float32."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, device=None, dtype=None):

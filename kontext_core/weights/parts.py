@@ -86,6 +86,12 @@ class Part:
         return f"{self.file.path} ({PART_NAMES[self.found.part]}, {formats.LAYOUT_NAMES[self.found.layout]})"
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the part's weights in the file."""
+        used = {piece.key for move in self.moves.values() for piece in move.pieces}
+        return sum(self.file.tensors[key].nbytes for key in used)
+
+    @property
     def numel(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
