@@ -280,7 +280,12 @@ class ComfyServer:
         Raises:
             SetupError: it ended, did not answer in `timeout` seconds, or could not load the pack.
         """
-        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONPYCACHEPREFIX": str(HOST / "pycache"),  # somebody's ComfyUI is only read
+            "HF_HUB_OFFLINE": "1",
+        }
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, env=environment
