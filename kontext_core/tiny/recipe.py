@@ -50,6 +50,8 @@ TRANSFORMER = TransformerParams(
     axes_dim=(8, 28, 28),
 )
 ASSETS = Path(__file__).parents[1] / "assets" / "kontext-tiny"
+MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 0.12, "generate": 0.08}
+"""Shares of what the flow sees: local edits have the most kinds."""
 CATEGORIES = ("local", "global", "text", "style", "character")
 """What the autoencoder sees, in turn."""
 
@@ -139,11 +141,17 @@ def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
     return module, (t5_tokenizer.encode([""]).ids[0], clip_tokenizer.encode([""]).ids[0])
 
 
-def load_data(folder: Path) -> LatentDataset:
-    """Every finished shard of the training split, grouped by kind and size, drawn in proportion to their numbers."""
+def load_data(folder: Path, *, square: bool) -> LatentDataset:
+    """Every finished shard of the training split, grouped by kind and size, drawn in proportion to their numbers.
+
+    Args:
+        square: only the pictures of 128×128, the first and longest part of the training.
+    """
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*-train-*.safetensors")):
-        groups.setdefault(file.name.split("-train-")[0], []).append(file)
+        group = file.name.split("-train-")[0]
+        if not square or group.endswith("128x128"):
+            groups.setdefault(group, []).append(file)
     return LatentDataset(groups, {name: len(files) for name, files in groups.items()})
 
 
@@ -154,11 +162,12 @@ def train_flow(
     flow: FlowConfig,
     *,
     compile_blocks: bool,
+    square: bool,
     seconds: float | None,
 ) -> None:
     """Train transformer and text encoders together on the encoded world."""
     module, empty = build_module()
-    data = load_data(latents)
+    data = load_data(latents, square=square)
     log.info("%d examples in %d groups", len(data), len(data.groups))
     task = FlowTask(module, data, flow, empty=empty, compile_blocks=compile_blocks)
     train(task, config, folder, stop_after_seconds=seconds)
@@ -244,6 +253,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="encode: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
+    parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
+    parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -253,7 +264,7 @@ def main() -> None:
             folder, steps=args.steps or 1400, finish_steps=150, pool=3000, batch=16, seconds=args.seconds
         )
     elif args.stage == "encode":
-        jobs = shard_jobs("train", args.examples, weights=world.WEIGHTS)
+        jobs = shard_jobs("train", args.examples, weights=MIX)
         encode_world(
             jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers
         )
@@ -274,10 +285,11 @@ def main() -> None:
             config,
             FlowConfig(),
             compile_blocks=args.compile,
+            square=not args.all_sizes,
             seconds=args.seconds,
         )
     else:
-        export(args.runs, ASSETS, flow=args.runs / "flow")
+        export(args.runs, args.to, flow=args.runs / "flow")
 
 
 if __name__ == "__main__":
