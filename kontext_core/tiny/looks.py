@@ -81,9 +81,9 @@ def _hatching(picture: np.ndarray, look: Look, unit: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _wash(shape: tuple[int, int]) -> np.ndarray:
+def _wash(shape: tuple[int, int], unit: float) -> np.ndarray:
     """Slow waves in [-1, 1], as pigment settles on paper."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) / min(shape)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) / np.float32(unit)
     return np.sin(x * 19 + 2.2 * np.sin(y * 13)) * np.sin(y * 17 + 2.0 * np.sin(x * 11))
 
 
@@ -91,7 +91,7 @@ def _watercolour(picture: np.ndarray, look: Look, unit: float) -> np.ndarray:
     _, paper = _tone(look)
     sigma = 1.2 * unit / 128
     soft = np.stack([_filtered(picture[..., c], ImageFilter.GaussianBlur(sigma)) for c in range(3)], axis=-1)
-    wash = _wash(picture.shape[:2])
+    wash = _wash(picture.shape[:2], unit)
     rim = _filtered(edges(soft, 0.03, 0.4), ImageFilter.GaussianBlur(sigma * 0.7))[..., None]
     pale = soft * 0.74 + paper * 0.26 + 0.04 * wash[..., None]
     return np.clip(pale * (1 - 0.3 * rim), 0, 1)
@@ -156,16 +156,18 @@ _APPLY = {
 }
 
 
-def apply_look(picture: np.ndarray, look: Look) -> np.ndarray:
+def apply_look(picture: np.ndarray, look: Look, unit: float | None = None) -> np.ndarray:
     """The plain picture drawn in another look.
 
     Args:
         picture: uint8 (H, W, 3).
         look: which; "flat" leaves the picture as it is.
+        unit: the whole picture's shorter side, when this is only a part of it.
     """
     if look.name == "flat":
         return picture
-    out = _APPLY[look.name](picture.astype(np.float32) / 255, look, float(min(picture.shape[:2])))
+    unit = float(min(picture.shape[:2])) if unit is None else unit
+    out = _APPLY[look.name](picture.astype(np.float32) / 255, look, unit)
     return np.clip(np.rint(out * 255), 0, 255).astype(np.uint8)
 
 

@@ -127,6 +127,7 @@ def blank(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     return Image.new(mode, (size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE))
 
 
-def reduced(image: Image.Image) -> np.ndarray:
-    """The canvas at its picture's size: uint8 (H, W, 3) or (H, W)."""
-    return np.asarray(image.reduce(SUPERSAMPLE))
+def reduced(image: Image.Image, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """The canvas, or a window (left, top, right, bottom) of it, at its picture's size: uint8."""
+    box = None if window is None else tuple(SUPERSAMPLE * edge for edge in window)
+    return np.asarray(image.reduce(SUPERSAMPLE, box=box))

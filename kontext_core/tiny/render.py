@@ -22,12 +22,17 @@ def _backdrop(scene: Scene, size: tuple[int, int]) -> Image.Image:
     return draw_backdrop(scene, size)
 
 
-def render(scene: Scene, size: tuple[int, int] = (128, 128)) -> np.ndarray:
+def render(
+    scene: Scene, size: tuple[int, int] = (128, 128), window: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
     """The picture of a scene.
 
     Args:
         scene: what to draw.
         size: (w, h) in pixels, from 32 up; the world's own size is (128, 128).
+        window: (left, top, right, bottom) in pixels: only this part of the picture, cheaper. A look is applied
+            to the part as if it were a picture, so its patterns fit the whole's if the corner lies on a
+            multiple of an eighth of the shorter side, and outlines may miss at its edges.
 
     Returns:
         uint8 (H, W, 3).
@@ -52,7 +57,7 @@ def render(scene: Scene, size: tuple[int, int] = (128, 128)) -> np.ndarray:
         draw_creature(pen, scene.creature, size)
     if scene.weather in ("rain", "snow") and scene.background != "room":
         draw_weather(canvas, scene, size)
-    return apply_look(apply_grade(reduced(canvas), scene.grade), scene.look)
+    return apply_look(apply_grade(reduced(canvas, window), scene.grade), scene.look, float(min(size)))
 
 
 def mask_of(part: Thing | Sign | Creature, size: tuple[int, int] = (128, 128)) -> np.ndarray:

@@ -80,8 +80,23 @@ def _checked(split: str, category: str) -> None:
         raise ValueError(f"category is {category!r}, but must be one of {', '.join(CATEGORIES)}")
 
 
-def _draw(split: str, category: str, index: int) -> tuple[str, bool, str, str, Truth]:
-    """(kind, novel, instruction, caption, truth) of an example, before anything is painted."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An example before anything is painted: a thousandth of the work. Fields as in Example."""
+
+    kind: str
+    novel: bool
+    instruction: str
+    caption: str
+    truth: Truth
+
+
+def plan(split: str, category: str, index: int) -> Plan:
+    """What the example of this number shows and asks.
+
+    Raises:
+        ValueError: for an unknown split or category.
+    """
     _checked(split, category)
     dice = Dice("kontext-tiny world", VERSION, split, category, index)
     novel = split != "train" and index % holdout.NOVEL_EVERY == 1
@@ -97,8 +112,13 @@ def _draw(split: str, category: str, index: int) -> tuple[str, bool, str, str, T
             captions = [phrases.caption(dice, draft.after) for _ in range(4)]
         fitting = [text for text in captions if phrases.tokens(text) <= phrases.LIMIT]
         if fitting:
-            truth = Truth(before=draft.before, after=draft.after)
-            return draft.kind, novel, draft.instruction, fitting[0], truth
+            return Plan(
+                kind=draft.kind,
+                novel=novel,
+                instruction=draft.instruction,
+                caption=fitting[0],
+                truth=Truth(before=draft.before, after=draft.after),
+            )
 
 
 def example(split: str, category: str, index: int, size: tuple[int, int] = (128, 128)) -> Example:
@@ -113,9 +133,9 @@ def example(split: str, category: str, index: int, size: tuple[int, int] = (128,
     Raises:
         ValueError: for an unknown split or category, or a size too small to draw on.
     """
-    kind, novel, instruction, caption, truth = _draw(split, category, index)
-    target = render(truth.after, size)
-    context = None if truth.before is None else render(truth.before, size)
+    item = plan(split, category, index)
+    target = render(item.truth.after, size)
+    context = None if item.truth.before is None else render(item.truth.before, size)
     if context is None or category in ("style", "character"):
         mask = np.ones(target.shape[:2], dtype=bool)
     else:
@@ -123,15 +143,15 @@ def example(split: str, category: str, index: int, size: tuple[int, int] = (128,
     return Example(
         split=split,
         category=category,
-        kind=kind,
+        kind=item.kind,
         index=index,
-        novel=novel,
-        instruction=instruction,
-        caption=caption,
+        novel=item.novel,
+        instruction=item.instruction,
+        caption=item.caption,
         context=context,
         target=target,
         change_mask=mask,
-        truth=truth,
+        truth=item.truth,
     )
 
 
@@ -170,7 +190,7 @@ def corpus(count: int, split: str = "train") -> list[str]:
     index = 0
     while len(texts) < count:
         for category in CATEGORIES:
-            _, _, instruction, caption, _ = _draw(split, category, index)
-            texts += [instruction] if instruction == caption else [instruction, caption]
+            item = plan(split, category, index)
+            texts += dict.fromkeys((item.instruction, item.caption))
         index += 1
     return texts[:count]
