@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -141,15 +142,18 @@ def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
     return module, (t5_tokenizer.encode([""]).ids[0], clip_tokenizer.encode([""]).ids[0])
 
 
-def load_data(folder: Path, *, square: bool) -> LatentDataset:
+def load_data(folder: Path, *, square: bool, categories: Sequence[str] = ()) -> LatentDataset:
     """Every finished shard of the training split, grouped by kind and size, drawn in proportion to their numbers.
 
     Args:
         square: only the pictures of 128×128, the first and longest part of the training.
+        categories: only these of the world's; all when empty.
     """
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*-train-*.safetensors")):
-        group = file.name.split("-train-")[0]
+        group, rest = file.name.split("-train-")
+        if categories and rest.split("-")[0] not in categories:
+            continue
         if not square or group.endswith("128x128"):
             groups.setdefault(group, []).append(file)
     return LatentDataset(groups, {name: len(files) for name, files in groups.items()})
@@ -163,11 +167,12 @@ def train_flow(
     *,
     compile_blocks: bool,
     square: bool,
+    categories: Sequence[str],
     seconds: float | None,
 ) -> None:
     """Train transformer and text encoders together on the encoded world."""
     module, empty = build_module()
-    data = load_data(latents, square=square)
+    data = load_data(latents, square=square, categories=categories)
     log.info("%d examples in %d groups", len(data), len(data.groups))
     task = FlowTask(module, data, flow, empty=empty, compile_blocks=compile_blocks)
     train(task, config, folder, stop_after_seconds=seconds)
@@ -254,6 +259,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
+    parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
@@ -286,6 +292,7 @@ def main() -> None:
             FlowConfig(),
             compile_blocks=args.compile,
             square=not args.all_sizes,
+            categories=args.categories.split(",") if args.categories else (),
             seconds=args.seconds,
         )
     else:
