@@ -19,6 +19,7 @@ def test_prompts_become_the_native_tokens_weights_and_all(result):
 
 def test_brackets_are_read_as_written_when_asked(result):
     assert result["tokens"]["literal_weights"] == [1.0]
+    assert result["tokens"]["native_literal"], "of a CLIP that the host loaded too"
 
 
 def test_t5_gets_512_tokens_of_its_own_accord_and_never_more(result):

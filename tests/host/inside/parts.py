@@ -45,10 +45,15 @@ def tokens() -> dict:
             "l": plain(theirs["l"]) == plain(mine["l"]),
         }
     literal = ours.tokenize_with_weights("a (b:1.5)", disable_weights=True)["t5xxl"][0]
+    # What Kontext Prompt asks of a CLIP that the host loaded.
+    asked = {"disable_weights": True, "tokenizer_options": {"t5xxl_min_length": 512}}
+    through_native = native.tokenize_with_weights("a (b:1.5)", **asked)["t5xxl"][0]
     long = ours.tokenize_with_weights("many " * 600)["t5xxl"][0]
     return {
         "same": same,
         "literal_weights": sorted({float(weight) for _, weight in literal}),
+        "native_literal": plain([through_native])
+        == plain(ours.tokenize_with_weights("a (b:1.5)", disable_weights=True)["t5xxl"]),
         "own_length": len(ours.tokenize_with_weights("a")["t5xxl"][0]),
         "long_length": len(long),
         "long_end": int(long[-1][0]),
