@@ -1,8 +1,8 @@
 """Smaller files of the same model: scaled float8 for ComfyUI's loaders, GGUF for everybody's.
 
-GGUF blocks are made by the `gguf` package (Q8_0, Q5_0, Q5_1, Q4_0, Q4_1). What the models need most exactly and
-what costs little stays in float: norms and biases (F32), embedders and the last layer (BF16), and rows that are
-no whole number of blocks.
+GGUF blocks are made by the `gguf` package (Q8_0, Q5_0, Q5_1, Q4_0, Q4_1) and, for K-types, by `k_quants`. What
+the models need most exactly and what costs little stays in float: norms and biases (F32), embedders and the last
+layer (BF16), and rows that are no whole number of blocks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,24 @@ from . import ggml_types, keys
 from .convert import OnTensor, convert_file, is_scaled_layer, open_complete, released
 from .formats import PART_NAMES, T5, TRANSFORMER
 from .gguf_file import write_gguf
+from .k_quants import QUANTISERS, pack_k
 from .parts import Part
 
 # GGUF type -> general.file_type, the "mostly" number of llama.cpp.
-GGUF_TYPES = {"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+GGUF_TYPES = {
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 11,
+    "Q4_K": 14,
+    "Q5_K": 16,
+    "Q6_K": 18,
+    "BF16": 32,
+}
 FP8_TYPES = ("fp8_scaled", "fp8_scaled_old")
 
 ROWS_BYTES = 2**26  # float32 bytes handed to the gguf package at a time
@@ -48,7 +62,8 @@ def quantize_file(
     """
     if type in FP8_TYPES:
         return convert_file(src, dst, to=type, part=part, on_tensor=on_tensor)
-    kind = type.upper()
+    # One type for all layers is what llama.cpp calls small.
+    kind = type.upper().removesuffix("_S")
     if kind not in GGUF_TYPES:
         known = ", ".join([*FP8_TYPES, *GGUF_TYPES])
         readable = (
@@ -101,7 +116,9 @@ def _packed(source: Part, key: str, kind: str) -> Tensor:
 
 
 def pack(values: Tensor, kind: str) -> Tensor:
-    """float32 (rows, columns) -> uint8 (rows, bytes) by the gguf package's quantiser."""
+    """float32 (rows, columns) -> uint8 (rows, bytes) of a GGUF type."""
+    if kind in QUANTISERS:
+        return pack_k(values, kind)
     import gguf
     import numpy as np
 

@@ -11,7 +11,8 @@ from kontext_core.weights.quantize import GGUF_TYPES, quantize_file
 
 # Root mean square of a uniform error of one step, over the root mean square of normal weights whose largest of a
 # block of 32 is about 2.1 sigma: step/sqrt(12) with steps 2.1/127, 4.2/31, 4.2/15 …, a quarter more for rounding
-# the scale. float8: 3 mantissa bits, relative error at most 2^-4, 2^-4/sqrt(3)*0.7 on average.
+# the scale. K-types: see test_k_quants. float8: 3 mantissa bits, relative error at most 2^-4, 2^-4/sqrt(3)*0.7 on
+# average.
 ERRORS = {
     "fp8_scaled": 0.033,
     "fp8_scaled_old": 0.033,
@@ -20,6 +21,11 @@ ERRORS = {
     "Q5_1": 0.05,
     "Q4_0": 0.11,
     "Q4_1": 0.10,
+    "Q2_K": 0.29,
+    "Q3_K": 0.16,
+    "Q4_K": 0.08,
+    "Q5_K": 0.04,
+    "Q6_K": 0.019,
     "F16": 0.0004,
     "BF16": 0.003,
 }
@@ -55,7 +61,10 @@ def test_the_gguf_package_reads_every_tensor(tmp_path, transformer, source, kind
     gguf = pytest.importorskip("gguf")
     reader = gguf.GGUFReader(quantize_file(source, tmp_path / "a.gguf", type=kind))
     assert reader.get_field("general.architecture").contents() == "flux"
-    assert reader.get_field("general.file_type").contents() == gguf.LlamaFileType[f"MOSTLY_{kind}"].value
+    small = "_S" if kind in ("Q3_K", "Q4_K", "Q5_K") else ""
+    assert (
+        reader.get_field("general.file_type").contents() == gguf.LlamaFileType[f"MOSTLY_{kind}{small}"].value
+    )
     part = open_part(tmp_path / "a.gguf", "transformer")
     assert {tensor.name for tensor in reader.tensors} == part.shapes.keys()
     for tensor in reader.tensors:
