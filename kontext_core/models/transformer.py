@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from . import tiled
 from .attention import Attention, attention
 from .rope import Rope, apply_rope, rope_tables
 
@@ -133,32 +134,60 @@ class RMSNorm(nn.Module):
 
 
 class QKNorm(nn.Module):
+    """Holds the norms of a stream's queries and keys; `join_heads` applies them."""
+
     def __init__(self, dim: int, dtype: Any, device: Any) -> None:
         super().__init__()
         self.query_norm = RMSNorm(dim, dtype, device)
         self.key_norm = RMSNorm(dim, dtype, device)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_norm(q), self.key_norm(k)
+
+def join_heads(
+    streams: Sequence[tuple[Tensor, QKNorm]], num_heads: int, rope: Rope | None, scratch: tiled.Scratch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k, normed and rotated, and v, each (B, heads, sum(L_i), D), of streams joined along their tokens.
+
+    Args:
+        streams: (q, k, v fused (B, L_i, 3·hidden), the stream's norms) in order.
+    """
+    split = [rearrange(qkv, "b l (three h d) -> three b h l d", three=3, h=num_heads) for qkv, _ in streams]
+    v = split[0][2] if len(split) == 1 else torch.cat([part[2] for part in split], dim=2)
+    queries = [(part[0], norm.query_norm) for part, (_, norm) in zip(split, streams, strict=True)]
+    keys = [(part[1], norm.key_norm) for part, (_, norm) in zip(split, streams, strict=True)]
+    return _norm_and_rotate("q", queries, rope, scratch), _norm_and_rotate("k", keys, rope, scratch), v
+
+
+def _norm_and_rotate(
+    name: str, parts: Sequence[tuple[Tensor, RMSNorm]], rope: Rope | None, scratch: tiled.Scratch
+) -> Tensor:
+    first = parts[0][0]
+    if tiled.usable(first):
+        shape = (*first.shape[:2], sum(x.shape[2] for x, _ in parts), first.shape[3])
+        return tiled.norm_and_rotate(
+            [(x, norm.scale) for x, norm in parts], rope, scratch.get(name, shape, first)
+        )
+    normed = [norm(x) for x, norm in parts]
+    return apply_rope(normed[0] if len(normed) == 1 else torch.cat(normed, dim=2), rope)
+
+
+def gelu_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """Linear, GELU (tanh), Linear; without gradients to keep the activation overwrites its input."""
+    if not tiled.usable(x):
+        return mlp(x)
+    hidden = mlp[0](x)
+    return mlp[2](tiled.gelu_into(hidden, hidden))
 
 
 class SelfAttention(nn.Module):
-    """Holds one stream's projections; the attention itself joins both streams."""
+    """Holds one stream's projections; `join_heads` and the block's attention join both streams."""
 
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool, operations: Any, dtype: Any, device: Any
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.qkv = operations.Linear(dim, dim * 3, bias=qkv_bias, dtype=dtype, device=device)
         self.norm = QKNorm(dim // num_heads, dtype, device)
         self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (normed), v, each (B, heads, L, D), of x (B, L, hidden)."""
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        q, k = self.norm(q, k)
-        return q, k, v
 
 
 class Modulation(nn.Module):
@@ -214,6 +243,7 @@ class DoubleStreamBlock(nn.Module):
     def __init__(self, params: TransformerParams, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
         dim, hidden = params.hidden_size, params.mlp_hidden
+        self.num_heads = params.num_heads
         for stream in ("img", "txt"):
             setattr(self, f"{stream}_mod", Modulation(dim, True, operations, dtype, device))
             attn = SelfAttention(dim, params.num_heads, params.qkv_bias, operations, dtype, device)
@@ -234,20 +264,24 @@ class DoubleStreamBlock(nn.Module):
         rope: Rope | None,
         attend: Attention = attention,
         mask: Tensor | None = None,
+        scratch: tiled.Scratch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """img (B, N+M, hidden), txt (B, L, hidden) -> the same shapes; the attention order is text, image."""
+        scratch = scratch or tiled.Scratch()
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
-        img_q, img_k, img_v = self.img_attn.heads(modulate(img, img_shift1, img_scale1))
-        txt_q, txt_k, txt_v = self.txt_attn.heads(modulate(txt, txt_shift1, txt_scale1))
-        q = apply_rope(torch.cat((txt_q, img_q), dim=2), rope)
-        k = apply_rope(torch.cat((txt_k, img_k), dim=2), rope)
-        attn = attend(q, k, torch.cat((txt_v, img_v), dim=2), mask)
+        img_qkv = self.img_attn.qkv(modulate(img, img_shift1, img_scale1))
+        txt_qkv = self.txt_attn.qkv(modulate(txt, txt_shift1, txt_scale1))
+        streams = ((txt_qkv, self.txt_attn.norm), (img_qkv, self.img_attn.norm))
+        q, k, v = join_heads(streams, self.num_heads, rope, scratch)
+        attn = attend(q, k, v, mask)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
         img = torch.addcmul(img, per_token(img_gate1), self.img_attn.proj(img_attn))
-        img = torch.addcmul(img, per_token(img_gate2), self.img_mlp(modulate(img, img_shift2, img_scale2)))
+        out = gelu_mlp(self.img_mlp, modulate(img, img_shift2, img_scale2))
+        img = torch.addcmul(img, per_token(img_gate2), out)
         txt = torch.addcmul(txt, per_token(txt_gate1), self.txt_attn.proj(txt_attn))
-        txt = torch.addcmul(txt, per_token(txt_gate2), self.txt_mlp(modulate(txt, txt_shift2, txt_scale2)))
+        out = gelu_mlp(self.txt_mlp, modulate(txt, txt_shift2, txt_scale2))
+        txt = torch.addcmul(txt, per_token(txt_gate2), out)
         return img, txt
 
 
@@ -271,14 +305,21 @@ class SingleStreamBlock(nn.Module):
         rope: Rope | None,
         attend: Attention = attention,
         mask: Tensor | None = None,
+        scratch: tiled.Scratch | None = None,
     ) -> Tensor:
         """x (B, L+N+M, hidden) -> the same shape."""
+        scratch = scratch or tiled.Scratch()
         shift, scale, gate = mod.chunk(3, dim=-1)
         qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
-        q, k, v = rearrange(qkv, "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        q, k = self.norm(q, k)
-        attn = attend(apply_rope(q, rope), apply_rope(k, rope), v, mask)
-        out = self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
+        q, k, v = join_heads(((qkv, self.norm),), self.num_heads, rope, scratch)
+        attn = attend(q, k, v, mask)
+        if tiled.usable(x):
+            joined = scratch.get("joined", (*attn.shape[:2], attn.shape[2] + mlp.shape[2]), attn)
+            joined[..., : attn.shape[2]] = attn
+            tiled.gelu_into(mlp, joined[..., attn.shape[2] :])
+        else:
+            joined = torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1)
+        out = self.linear2(joined)
         return torch.addcmul(x, per_token(gate), out)
 
 
@@ -452,6 +493,7 @@ class Flux(nn.Module):
         if modulation is None:
             modulation = self.modulation_tables(timesteps, y, guidance, img.dtype)
         hooks = hooks or _NO_HOOKS
+        scratch = tiled.Scratch()
         txt, rope = prepared
         img = self.img_in(img)
         for index, (block, (img_mod, txt_mod)) in enumerate(
@@ -459,7 +501,7 @@ class Flux(nn.Module):
         ):
 
             def run_double(img: Tensor, txt: Tensor, block=block, img_mod=img_mod, txt_mod=txt_mod):
-                return block(img, txt, img_mod, txt_mod, rope, attend, mask)
+                return block(img, txt, img_mod, txt_mod, rope, attend, mask, scratch)
 
             img, txt = hooks.double(index, run_double, img, txt)
         num_text = txt.shape[1]
@@ -467,7 +509,7 @@ class Flux(nn.Module):
         for index, (block, mod) in enumerate(zip(self.single_blocks, modulation.single, strict=True)):
 
             def run_single(x: Tensor, block=block, mod=mod):
-                return block(x, mod, rope, attend, mask)
+                return block(x, mod, rope, attend, mask, scratch)
 
             x = hooks.single(index, run_single, x, num_text)
         stop = x.shape[1] if num_target is None else num_text + num_target

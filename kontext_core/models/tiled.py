@@ -1,0 +1,88 @@
+"""Elementwise work of the blocks in pieces that stay in the processor's cache: CPU, no gradients.
+
+PyTorch's eager kernels stream every intermediate through main memory and map fresh pages for every large result.
+Here a piece of a few hundred kilobytes goes through all its steps in float32 and is written once, where it is
+wanted. The arithmetic is that of the plain functions, with fewer roundings in between.
+
+Measured on one core at full width and 2,560 tokens: QK-norm and rotation 5.4 times, GELU into its place 2 to 2.9
+times as fast as the plain lines (`benchmarks/run.py block`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .rope import Rope
+
+_ROWS_ROTATE = 64  # rows of all heads: 24 × 64 × 128 float32 = 786 kB
+_ROWS_GELU = 8  # rows of the MLP: 8 × 12288 float32 = 393 kB
+_GELU_A, _GELU_B = 2 * 0.7978845608028654, 2 * 0.7978845608028654 * 0.044715
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the pieces are worth it here: a CPU, no gradients to keep, and no compiler that fuses by itself."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class Scratch:
+    """Buffers that the blocks of one forward pass use in turn, so that their pages are mapped once."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple, Tensor] = {}
+
+    def get(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised buffer of this shape in `like`'s dtype; the same one for the same name and shape."""
+        key = (name, tuple(shape), like.dtype)
+        if key not in self.buffers:
+            self.buffers[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self.buffers[key]
+
+
+def norm_and_rotate(
+    parts: Sequence[tuple[Tensor, Tensor]], rope: Rope | None, out: Tensor, eps: float = 1e-6
+) -> Tensor:
+    """RMS-norm, scale and rotate queries or keys, several streams joined along the tokens.
+
+    Args:
+        parts: (x (B, heads, L_i, D), scale (D,)) of each stream, in order.
+        rope: tables for all sum(L_i) tokens, or None to leave the rotation to the caller's attention.
+        out: (B, heads, sum(L_i), D), written and returned.
+    """
+    batch, heads, _, dim = out.shape
+    turn = None if rope is None else torch.complex(rope.cos, rope.sin)[:, 0]
+    piece = torch.empty(heads, _ROWS_ROTATE, dim, dtype=torch.float32)
+    start = 0
+    for x, scale in parts:
+        scale = scale.float()
+        length = x.shape[2]
+        for row in range(batch):
+            for begin in range(0, length, _ROWS_ROTATE):
+                source = x[row, :, begin : begin + _ROWS_ROTATE]
+                stop = start + begin + source.shape[1]
+                work = piece[:, : source.shape[1]]
+                work.copy_(source)
+                mean_square = torch.linalg.vector_norm(work, dim=-1, keepdim=True).square_().div_(dim)
+                work.mul_(mean_square.add_(eps).rsqrt_()).mul_(scale)
+                if turn is not None:
+                    angles = turn[row if len(turn) > 1 else 0, start + begin : stop]
+                    torch.view_as_complex(work.unflatten(-1, (-1, 2))).mul_(angles)
+                out[row, :, start + begin : stop].copy_(work)
+        start += length
+    return out
+
+
+def gelu_into(x: Tensor, out: Tensor) -> Tensor:
+    """GELU in its tanh form, x·sigmoid(2·sqrt(2/pi)·(x + 0.044715·x³)), of x (B, L, C) into out; returns out."""
+    work = torch.empty(2, _ROWS_GELU, x.shape[-1], dtype=torch.float32)
+    for source, target in zip(x, out, strict=True):
+        for begin in range(0, len(source), _ROWS_GELU):
+            rows = source[begin : begin + _ROWS_GELU]
+            value, gate = work[0, : len(rows)], work[1, : len(rows)]
+            value.copy_(rows)
+            torch.mul(value, value, out=gate)
+            gate.mul_(_GELU_B).add_(_GELU_A).mul_(value).sigmoid_().mul_(value)
+            target[begin : begin + _ROWS_GELU].copy_(gate)
+    return out
