@@ -1,0 +1,79 @@
+"""`kontext bench`: how many edits of a benchmark a model gets right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import common
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """The parser of the command."""
+    parser = commands.add_parser(
+        "bench",
+        help="score a model's edits",
+        description="Score a model's edits. The suite `tiny` is the synthetic world, whose scorer knows the truth: "
+        "per category the share of edits done (the asked change is there), kept (the rest is), and both.",
+    )
+    parser.add_argument(
+        "--suite", choices=("tiny",), default="tiny", help="the benchmark (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--count", type=common.whole(1), default=100, help="edits a category (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=common.whole(0), default=0, help="which edits, and their noise")
+    parser.add_argument("--steps", type=common.whole(1), help="sampling steps (default: the model's own)")
+    parser.add_argument(
+        "--few-step", type=int, choices=(1, 2, 4), help="steps of the distilled model instead"
+    )
+    parser.add_argument("--guidance", type=float, help="embedded guidance (default: the model's own)")
+    parser.add_argument(
+        "--batch", type=common.whole(1), default=16, help="edits at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sheet", default="output/bench-tiny.png", metavar="PNG", help="contact sheet (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    common.add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, print the table or the JSON object, write the contact sheet."""
+    import os
+
+    from ..tiny.bench import run_bench
+    from ..tiny.editor import model_editor
+
+    model = common.load_model(args)
+    editor = model_editor(
+        model, num_steps=args.steps, few_step=args.few_step, guidance=args.guidance, seed=args.seed
+    )
+    steps = args.few_step or args.steps or model.preset.default_steps
+
+    def progress(category: str, done: int, count: int) -> None:
+        print(f"{category} {done}/{count}", file=sys.stderr)
+
+    report = run_bench(
+        editor,
+        args.split,
+        args.count,
+        args.seed,
+        model=model.name,
+        steps=steps,
+        batch=args.batch,
+        on_edit=progress,
+    )
+    sheet = Path(args.sheet)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    partial = sheet.with_name(sheet.name + ".partial")
+    report.sheet.save(partial, format="PNG")
+    os.replace(partial, sheet)
+    print(json.dumps(report.summary) if args.json else f"{report.table}\n{sheet}")
+    return 0

@@ -1,0 +1,51 @@
+"""A loaded model as the benchmark's editor: pictures and instructions in, pictures out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..edit import edit_image
+from .bench import Editor
+from .world import Example
+
+if TYPE_CHECKING:
+    from ..weights.load import KontextModel
+
+
+def model_editor(
+    model: KontextModel,
+    *,
+    num_steps: int | None = None,
+    few_step: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> Editor:
+    """An editor that runs `edit_image`; each example's noise comes from seed + its index.
+
+    Args:
+        num_steps, few_step, guidance: as `edit_image` takes them.
+    """
+
+    def edit(examples: list[Example]) -> list[np.ndarray]:
+        height, width = examples[0].target.shape[:2]
+        pictures = None
+        if examples[0].context is not None:
+            stacked = torch.from_numpy(np.stack([example.context for example in examples]))
+            pictures = stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+        result = edit_image(
+            model,
+            pictures,
+            [example.instruction for example in examples],
+            num_steps=num_steps,
+            few_step=few_step,
+            guidance=guidance,
+            seed=[seed + example.index for example in examples],
+            size=(width, height) if pictures is None else "auto",
+        )
+        pixels = ((result.images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return list(pixels.permute(0, 2, 3, 1).numpy())
+
+    return edit
