@@ -19,7 +19,7 @@ def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: di
 
     An older checkpoint of the same name is kept until the new one is complete.
     """
-    partial, old = folder.with_suffix(".partial"), folder.with_suffix(".old")
+    partial, old = _beside(folder, ".partial"), _beside(folder, ".old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in parts.items():
@@ -28,8 +28,9 @@ def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: di
             partial / f"{name}.safetensors",
         )
     (partial / _STATE).write_text(json.dumps(state, indent=1))
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        # only now may an older one go: it is the last whole checkpoint where a kill left no `folder`
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -37,16 +38,20 @@ def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: di
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """Parts and state of the newest complete checkpoint of this name, or None when there is none."""
-    for candidate in (folder, folder.with_suffix(".old")):
+    for candidate in (folder, _beside(folder, ".old")):
         if (candidate / _STATE).is_file():
             parts = {path.stem: load_file(path) for path in sorted(candidate.glob("*.safetensors"))}
             return parts, json.loads((candidate / _STATE).read_text())
     return None
 
 
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """One safetensors file, written beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = _beside(path, ".partial")
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
     os.replace(partial, path)

@@ -1,8 +1,9 @@
 """What the flow is trained on: pre-encoded latents with token ids, in shards that are safetensors files.
 
 A shard holds n examples of one kind (with or without context) and one size:
-`target` (n, 16, h, w) and `context` (n, 16, h', w') scaled latents in float16, `t5` (n, L) and `clip` (n, 77)
-token ids in int32, `weight` (n, N) uint8: how much of each target token the edit changes, 0..255.
+`target` (n, 16, h, w) and `context` (n, 16, h', w') scaled latents in float16; the words as `t5` (n, L) and
+`clip` (n, 77) token ids in int32, or encoded as `txt` (n, L, context_in) and `vec` (n, vec_in); `weight` (n, N)
+uint8: how much of each target token the edit changes, 0..255.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         ValueError: a part is missing, or the parts differ in number.
     """
-    missing = {"target", "t5", "clip", "weight"} - tensors.keys()
+    words = {"txt", "vec"} if "txt" in tensors else {"t5", "clip"}
+    missing = {"target", "weight", *words} - tensors.keys()
     counts = {len(value) for value in tensors.values()}
     if missing or len(counts) != 1:
         raise ValueError(
-            f"a shard needs target, t5, clip and weight of one length; missing {missing}, lengths {counts}"
+            "a shard needs target, weight, and t5 and clip (or txt and vec), all of one length; "
+            f"missing {sorted(missing)}, lengths {sorted(counts)}"
         )
     save_weights(path, tensors)
 
@@ -50,21 +53,35 @@ class LatentDataset:
     Args:
         groups: name -> shard files; every shard of a group has the same shapes.
         weights: name -> how often a micro-batch comes from that group.
+        later: (first step, weights) of phases that take over, for training low resolutions first; what a phase
+            leaves out is not drawn in it.
     """
 
-    def __init__(self, groups: dict[str, Sequence[Path]], weights: dict[str, float]) -> None:
+    def __init__(
+        self,
+        groups: dict[str, Sequence[Path]],
+        weights: dict[str, float],
+        later: Sequence[tuple[int, dict[str, float]]] = (),
+    ) -> None:
         self.groups = [_load_group(name, files) for name, files in groups.items() if files]
         if not self.groups:
             raise ValueError("no training data: encode some first")
-        self.weights = torch.tensor([float(weights[group.name]) for group in self.groups])
+        self.phases = [
+            (first, torch.tensor([float(share.get(group.name, 0)) for group in self.groups]))
+            for first, share in [(0, weights), *sorted(later, key=lambda phase: phase[0])]
+        ]
+        for first, share in self.phases:
+            if not share.sum() > 0:
+                raise ValueError(f"from step {first} on no group is drawn: give one of them a weight above 0")
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
 
     def batch(self, step: int, micro: int, size: int) -> dict[str, Tensor]:
-        """`size` examples of one group, drawn without repetition within the batch."""
+        """`size` examples of one group, each drawn independently."""
         generator = torch.Generator().manual_seed(step * 1_009 + micro)
-        group = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
+        share = [share for first, share in self.phases if first <= step][-1]
+        group = self.groups[int(torch.multinomial(share, 1, generator=generator))]
         rows = torch.randint(len(group), (size,), generator=generator)
         return {key: value[rows] for key, value in group.tensors.items()}
 

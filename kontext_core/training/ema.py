@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .parallel import full, like
+
 
 class Ema:
     """shadow ← d·shadow + (1 − d)·weight, with d = min(decay, (1 + n)/(10 + n)) at update n."""
@@ -28,6 +30,13 @@ class Ema:
         weights = dict(module.named_parameters())
         shadow = list(self.shadow.values())
         torch._foreach_lerp_(shadow, [weights[name].detach().float() for name in self.shadow], 1 - decay)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The averages, whole, by parameter name."""
+        return {name: full(value) for name, value in self.shadow.items()}
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.shadow = {name: like(tensors[name], value) for name, value in self.shadow.items()}
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:

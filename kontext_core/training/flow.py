@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from .. import latents
 from ..flow import interpolate, velocity_target
+from ..models.attention import Attention
 from ..models.clip import ClipTextEncoder
 from ..models.t5 import T5Encoder
 from ..models.transformer import Flux
 from ..schedules import Shift, training_times
+from .activation import Checkpointing
 from .data import LatentDataset
+from .parallel import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class FlowConfig:
         guidance: (low, high) the embedded guidance is drawn from; without distillation it means nothing.
     """
 
-    t_mean: float = 0.5
+    t_mean: float = 0.8
     t_std: float = 1.0
     shift: Shift = "none"
     changed_weight: float = 8.0
@@ -49,11 +52,31 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 class KontextModule(nn.Module):
-    """Transformer and text encoders together, as one thing to optimize."""
+    """Transformer and text encoders together, as one thing to optimize; no encoders where words come encoded."""
 
-    def __init__(self, transformer: Flux, t5: T5Encoder, clip: ClipTextEncoder) -> None:
+    def __init__(
+        self, transformer: Flux, t5: T5Encoder | None = None, clip: ClipTextEncoder | None = None
+    ) -> None:
         super().__init__()
         self.transformer, self.t5, self.clip = transformer, t5, clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """A micro-batch on its way between data and noise, on the module's device.
+
+    tokens (B, N+M, 64) in the compute dtype with ids (N+M, 3); target (B, N, 64) float32 velocity; t, guidance,
+    dropped (B,); words as the data has them; weight (B, N) in 0..1.
+    """
+
+    tokens: Tensor
+    ids: Tensor
+    target: Tensor
+    t: Tensor
+    guidance: Tensor
+    words: tuple[Tensor, Tensor]
+    dropped: Tensor
+    weight: Tensor
 
 
 class FlowTask:
@@ -68,9 +91,22 @@ class FlowTask:
         empty: tuple[Tensor, Tensor],
         dtype: torch.dtype = torch.bfloat16,
         compile_blocks: bool = False,
+        attend: Attention = softmax_attention,
+        checkpointing: Checkpointing | None = None,
+        world: World = ALONE,
     ) -> None:
-        """empty: the T5 (L,) and CLIP (77,) ids of the empty prompt, for dropped captions."""
+        """Compile the blocks if asked to.
+
+        Args:
+            empty: the empty prompt for dropped captions, as the data has its words: T5 (L,) and CLIP (77,) ids, or
+                txt (L, context_in) and vec (vec_in,).
+            dtype: compute in this.
+            attend: `models.attention.attention` where sequences are long.
+            checkpointing: which blocks compute their activations again in the backward pass.
+            world: the processes that share each micro-batch.
+        """
         self.module, self.data, self.config, self.empty, self.dtype = module, data, config, empty, dtype
+        self.attend, self.checkpointing, self.world = attend, checkpointing, world
         if compile_blocks:
             for block in [*module.transformer.double_blocks, *module.transformer.single_blocks]:
                 block.compile()
@@ -81,6 +117,16 @@ class FlowTask:
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        sample = self.noised(batch, generator)
+        velocity = self.velocity(sample)
+        error = F.mse_loss(velocity.float(), sample.target, reduction="none").mean(-1)
+        weight = 1 + self.config.changed_weight * sample.weight
+        # every example counts alike: within it, what the edit changes counts more
+        loss = (error * weight / weight.mean(1, keepdim=True)).mean()
+        return loss, {"mse": error.detach().mean()}
+
+    def noised(self, batch: dict[str, Tensor], generator: torch.Generator) -> Noised:
+        """Draw t, noise, guidance and dropped captions for a whole micro-batch; this process's rows of it."""
         config = self.config
         target = batch["target"].float()
         size, _, h, w = target.shape
@@ -98,28 +144,50 @@ class FlowTask:
             context = batch["context"].float()
             tokens = torch.cat((tokens, latents.pack(context)), dim=1)
             ids = torch.cat((ids, latents.position_ids(*context.shape[-2:], index=1)))
-        txt, vec = self.encode(batch["t5"].long(), batch["clip"].long(), dropped)
-        velocity = self.module.transformer(
-            tokens.to(self.dtype),
-            ids,
-            txt,
-            latents.text_ids(txt.shape[1]),
-            t,
-            vec,
-            guidance,
-            num_target=x_0.shape[1],
-            attend=softmax_attention,
-        )
-        error = F.mse_loss(velocity.float(), velocity_target(x_0, eps), reduction="none").mean(-1)
-        weight = 1 + config.changed_weight * batch["weight"].float() / 255
-        # every example counts alike: within it, what the edit changes counts more
-        loss = (error * weight / weight.mean(1, keepdim=True)).mean()
-        return loss, {"mse": error.detach().mean()}
+        words = ("txt", "vec") if "txt" in batch else ("t5", "clip")
+        device = next(self.module.parameters()).device
 
-    def encode(self, t5_ids: Tensor, clip_ids: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        """Words -> txt (B, L, d) and vec (B, v) in the compute dtype, the dropped ones as the empty prompt."""
-        t5_ids = torch.where(dropped[:, None], self.empty[0], t5_ids)
-        clip_ids = torch.where(dropped[:, None], self.empty[1], clip_ids)
+        def mine(value: Tensor) -> Tensor:
+            return value[self.world.rank :: self.world.size].to(device)
+
+        return Noised(
+            tokens=mine(tokens).to(self.dtype),
+            ids=ids.to(device),
+            target=mine(velocity_target(x_0, eps)),
+            t=mine(t),
+            guidance=mine(guidance),
+            words=(mine(batch[words[0]]), mine(batch[words[1]])),
+            dropped=mine(dropped),
+            weight=mine(batch["weight"].float() / 255),
+        )
+
+    def velocity(self, sample: Noised, words: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The module's velocity (B, N, 64) of the target tokens; `words` (txt, vec) in place of the sample's."""
+        txt, vec = words or self.encode(*sample.words, sample.dropped)
+        return self.module.transformer(
+            sample.tokens,
+            sample.ids,
+            txt,
+            latents.text_ids(txt.shape[1]).to(txt.device),
+            sample.t,
+            vec,
+            sample.guidance,
+            num_target=sample.target.shape[1],
+            attend=self.attend,
+            hooks=self.checkpointing,
+        )
+
+    def encode(self, t5: Tensor, clip: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """Words -> txt (B, L, d) and vec (B, v) in the compute dtype, the dropped ones as the empty prompt.
+
+        Words that come encoded, as txt and vec, pass through.
+        """
+        empty_t5, empty_clip = (part.to(t5.device) for part in self.empty)
+        if t5.ndim == 3:
+            txt = torch.where(dropped[:, None, None], empty_t5, t5)
+            return txt.to(self.dtype), torch.where(dropped[:, None], empty_clip, clip).to(self.dtype)
+        t5_ids = torch.where(dropped[:, None], empty_t5, t5.long())
+        clip_ids = torch.where(dropped[:, None], empty_clip, clip.long())
         # CLIP is causal and pools at the end token, so what comes after the longest prompt changes nothing
         longest = int(clip_ids.argmax(-1).max()) + 1
         _, vec = self.module.clip(clip_ids[:, :longest], dtype=self.dtype)

@@ -1,14 +1,16 @@
 """The training loop of every stage.
 
-Everything random in step k comes from (seed, k, micro-batch, rank), and data is addressed by step, so a run that
+Everything random in step k comes from (seed, k, micro-batch), and data is addressed by step, so a run that
 is killed at any moment and resumed goes on with bitwise the losses of an uninterrupted one. A `Task` says what is
-trained; this file knows steps, gradients, averages, checkpoints, the log and the time left.
+trained; this file knows steps, gradients, averages, checkpoints, the log and the time left. Several processes (see
+`parallel`) share each micro-batch and take the same steps; checkpoints are the same whatever their number.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from .checkpoint import load_checkpoint, save_checkpoint
 from .ema import Ema
 from .optim import Optimizers, warmup_cosine, warmup_stable_decay
+from .parallel import ALONE, World, full, like
 
 log = logging.getLogger("kontext")
 
@@ -31,7 +34,7 @@ class LoopConfig:
 
     Attributes:
         steps: optimizer steps in all.
-        batch: samples a micro-batch; accumulate: micro-batches a step.
+        batch: samples a micro-batch, of all processes together; accumulate: micro-batches a step.
         lr: AdamW's peak; muon_lr: Muon's, 0 for AdamW alone.
         warmup: steps; schedule: "cosine" or "stable" (flat, then a linear fall over the last `decay` share).
         ema: decay of the averaged weights, 0 for none.
@@ -87,9 +90,9 @@ class Stopped(Exception):
     """Raised by a callback to end training; the loop saves a checkpoint first."""
 
 
-def step_generator(seed: int, step: int, micro: int, rank: int = 0) -> torch.Generator:
+def step_generator(seed: int, step: int, micro: int) -> torch.Generator:
     """The CPU generator of everything random in one micro-batch."""
-    key = (seed * 1_000_003 + step) * 1_009 + micro * 31 + rank
+    key = (seed * 1_000_003 + step) * 1_009 + micro * 31
     return torch.Generator("cpu").manual_seed(key & 0x7FFF_FFFF_FFFF_FFFF)
 
 
@@ -101,7 +104,7 @@ def train(
     preview: Callable[[int, nn.Module], None] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     stop_after_seconds: float | None = None,
-    rank: int = 0,
+    world: World = ALONE,
 ) -> nn.Module:
     """Train, or go on from `folder`/checkpoint; returns the module with its averaged weights.
 
@@ -110,7 +113,14 @@ def train(
         preview: called with the step and the module holding the averaged weights.
         on_step: called with (step, steps, loss) after each step; may raise `Stopped`.
         stop_after_seconds: end early, checkpointed, as a kill would but politely.
+        world: the processes that train together; the first one alone writes.
+
+    Raises:
+        ValueError: the checkpoint is of another model or optimizer, or the processes cannot share a micro-batch.
+        FloatingPointError: the gradient is not finite.
     """
+    if config.batch % world.size:
+        raise ValueError(f"batch is {config.batch}; {world.size} processes need a multiple of {world.size}")
     folder.mkdir(parents=True, exist_ok=True)
     module = task.module
     optimizers = Optimizers(
@@ -118,6 +128,8 @@ def train(
     )
     ema = Ema(module, config.ema) if config.ema else None
     step = _resume(module, optimizers, ema, folder)
+    if world.rank == 0:
+        _trim_log(folder / "log.jsonl", step)
     started, first, window = time.time(), step, []
     try:
         while step < config.steps:
@@ -125,10 +137,11 @@ def train(
             optimizers.set_factor(config.factor(step))
             total, numbers = 0.0, {}
             for micro in range(config.accumulate):
-                generator = step_generator(config.seed, step, micro, rank)
+                generator = step_generator(config.seed, step, micro)
                 loss, numbers = task.loss(task.batch(step, micro, config.batch), generator)
                 (loss / config.accumulate).backward()
                 total += float(loss.detach()) / config.accumulate
+            total = world.mean(total)
             norm = optimizers.clip(config.clip)
             optimizers.step()
             optimizers.zero_grad()
@@ -136,22 +149,23 @@ def train(
                 ema.update(module)
             step += 1
             window.append(time.time() - tick)
-            if step % config.log_every == 0 or step == config.steps:
+            if world.rank == 0 and (step % config.log_every == 0 or step == config.steps):
                 _write_log(folder, config, step, total, norm, numbers, window)
-                window = []
+                window.clear()
             if config.preview_every and preview is not None and step % config.preview_every == 0:
                 _preview(preview, step, module, ema)
             if on_step is not None:
                 on_step(step, config.steps, total)
-            out_of_time = stop_after_seconds is not None and time.time() - started > stop_after_seconds
+            late = stop_after_seconds is not None and time.time() - started > stop_after_seconds
+            out_of_time = world.any(late) if stop_after_seconds is not None else False
             if step % config.checkpoint_every == 0 or step == config.steps or out_of_time:
-                _save(module, optimizers, ema, step, config, folder)
+                _save(module, optimizers, ema, step, config, folder, world)
             if out_of_time:
                 log.info("stopped at step %d after %.0f s", step, time.time() - started)
                 break
     except Stopped:
         if step > first:
-            _save(module, optimizers, ema, step, config, folder)
+            _save(module, optimizers, ema, step, config, folder, world)
         raise
     if ema is not None:
         for name, parameter in module.named_parameters():
@@ -197,16 +211,44 @@ def _write_log(
     )
 
 
+def _trim_log(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+    if not path.is_file():
+        return
+    lines = path.read_text().splitlines()
+    kept = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line a kill cut off
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    if len(kept) < len(lines):
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+
+
 def _save(
-    module: nn.Module, optimizers: Optimizers, ema: Ema | None, step: int, config: LoopConfig, folder: Path
+    module: nn.Module,
+    optimizers: Optimizers,
+    ema: Ema | None,
+    step: int,
+    config: LoopConfig,
+    folder: Path,
+    world: World,
 ) -> None:
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    # every process gathers, the first one writes
+    trained = {name: full(p) for name, p in module.named_parameters() if p.requires_grad}
     parts: dict[str, dict[str, Tensor]] = {"weights": trained, "optimizer": optimizers.state_tensors()}
     state: dict[str, Any] = {"step": step, "config": asdict(config), "ema_updates": 0}
     if ema is not None:
-        parts["ema"] = ema.shadow
+        parts["ema"] = ema.state_tensors()
         state["ema_updates"] = ema.updates
-    save_checkpoint(folder / "checkpoint", parts, state)
+    if world.rank == 0:
+        save_checkpoint(folder / "checkpoint", parts, state)
+    world.wait()
 
 
 def _resume(module: nn.Module, optimizers: Optimizers, ema: Ema | None, folder: Path) -> int:
@@ -219,10 +261,19 @@ def _resume(module: nn.Module, optimizers: Optimizers, ema: Ema | None, folder: 
         different = sorted(weights.keys() ^ parts["weights"].keys())[:3]
         raise ValueError(f"{folder / 'checkpoint'} is of another model: {', '.join(different)} …")
     for name, parameter in weights.items():
-        parameter.data.copy_(parts["weights"][name])
+        if parameter.shape != parts["weights"][name].shape:
+            raise ValueError(
+                f"{folder / 'checkpoint'} is of another model: {name} is {tuple(parts['weights'][name].shape)} there "
+                f"and {tuple(parameter.shape)} here; begin in a new folder"
+            )
+        parameter.data.copy_(like(parts["weights"][name], parameter))
     optimizers.load_state_tensors(parts["optimizer"])
     if ema is not None:
-        ema.shadow = {name: value.clone() for name, value in parts["ema"].items()}
+        if "ema" not in parts:
+            raise ValueError(
+                f"{folder / 'checkpoint'} holds no averaged weights: go on with ema 0, as it began"
+            )
+        ema.load_state_tensors(parts["ema"])
         ema.updates = state["ema_updates"]
     log.info("resumed at step %d from %s", state["step"], folder / "checkpoint")
     return state["step"]

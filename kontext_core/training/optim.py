@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .parallel import full, like
+
 _NOT_HIDDEN = ("_in.", "mod", "final_layer", "shared", "embedding", "relative_attention")
 
 
@@ -79,7 +81,7 @@ class Optimizers:
 
     def clip(self, max_norm: float) -> float:
         """Clip the gradient's global norm; returns it before clipping. Raises when it is not finite."""
-        norm = float(nn.utils.clip_grad_norm_([p for _, p in self.named], max_norm))
+        norm = float(full(nn.utils.clip_grad_norm_([p for _, p in self.named], max_norm)))
         if not math.isfinite(norm):
             raise FloatingPointError(
                 "the gradient is not finite: lower the learning rate or look at the data"
@@ -87,18 +89,25 @@ class Optimizers:
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Every state tensor under "<parameter>/<state>", for a safetensors file."""
+        """Every state tensor under "<parameter>/<state>", whole, for a safetensors file."""
         tensors: dict[str, Tensor] = {}
         for part in self.parts:
             for name, parameter in self.named:
                 for key, value in part.state.get(self.flat.get(name, parameter), {}).items():
-                    tensors[f"{name}/{key}"] = torch.as_tensor(value)
+                    tensors[f"{name}/{key}"] = full(torch.as_tensor(value))
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave.
+
+        Raises:
+            ValueError: the tensors are of other parameters, or of another optimizer.
+        """
         by_name = dict(self.named)
-        for full, value in tensors.items():
-            name, key = full.rsplit("/", 1)
+        for path, value in tensors.items():
+            name, key = path.rsplit("/", 1)
+            if name not in by_name:
+                raise ValueError(f"the optimizer's state is of another model: it has {name}")
             parameter = self.flat.get(name, by_name[name])
             owner = next(
                 part
@@ -106,7 +115,12 @@ class Optimizers:
                 for group in part.param_groups
                 if any(p is parameter for p in group["params"])
             )
-            owner.state[parameter][key] = value.clone()
+            if (key == "momentum_buffer") != isinstance(owner, torch.optim.Muon):
+                raise ValueError(
+                    f"the checkpoint's {name} was trained by {'Muon' if key == 'momentum_buffer' else 'AdamW'}: "
+                    "go on with the same muon_lr (0 is none), or begin in a new folder"
+                )
+            owner.state[parameter][key] = like(value, parameter)
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.05) -> float:
