@@ -1,0 +1,67 @@
+"""What `python dev.py demo` queues, on the bundled model: a person would see the edit, and nothing else changed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dev
+from kontext_core.tiny import world
+from kontext_core.weights.locate import BUNDLED
+
+WORKFLOW = Path(dev.ROOT) / "workflows" / "api" / "local_edit.json"
+
+pytestmark = pytest.mark.skipif(
+    not (BUNDLED["kontext-tiny"] / "ae.safetensors").is_file(),
+    reason="kontext-tiny is not bundled in this checkout",
+)
+
+
+@pytest.fixture(scope="module")
+def truth() -> world.Example:
+    """The example whose picture the workflow edits; its instruction is the workflow's in other words."""
+    return world.example("test", "local", 12)
+
+
+@pytest.fixture(scope="module")
+def run(host):
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    return host.run(workflow)
+
+
+@pytest.fixture(scope="module")
+def edited(host, run) -> np.ndarray:
+    (picture,) = host.pictures(run)
+    return np.asarray(picture.convert("RGB"), float)
+
+
+def test_the_workflow_edits_the_picture_that_ships_with_it(truth):
+    shipped = Image.open(dev.ROOT / "workflows" / "input" / "toy_meadow.png").convert("RGB")
+    assert np.array_equal(np.asarray(shipped), truth.context)
+
+
+def test_what_was_asked_for_is_seen(edited, truth):
+    inside = truth.change_mask
+    to_target = np.abs(edited - truth.target)[inside].mean()
+    to_context = np.abs(edited - truth.context)[inside].mean()
+    assert to_target < to_context
+
+
+def test_the_rest_stays(edited, truth):
+    outside = ~truth.change_mask
+    error = np.square(edited - truth.context)[outside].mean()
+    # The autoencoder alone comes to about 28 dB; 20 dB is where a person begins to see a difference at this size.
+    assert 10 * np.log10(255**2 / error) > 20
+
+
+def test_previews_show_true_colours(run, edited):
+    """The last preview is what the edit looks like, an eighth of its size and rounded by JPEG."""
+    shown = Image.open(io.BytesIO(run.previews[-1])).convert("RGB")
+    small = np.asarray(shown.resize((16, 16), Image.Resampling.BOX), float)
+    true = np.asarray(Image.fromarray(edited.astype(np.uint8)).resize((16, 16), Image.Resampling.BOX), float)
+    assert np.abs(small - true).mean() < 25
