@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from .measures import VISIBLE, as_floats, blurred
+from .measures import VISIBLE, as_floats, blurred, gap
 from .render import mask_of, render
 from .scene import AIR_SHAPES, GROUND_SHAPES, PLACES, THING_SIZE, Creature, Look, Scene, Thing, slot
 
@@ -25,6 +25,7 @@ REACH = 6  # how far from its place a thing may be, in pixels of 128 (the world'
 PRESENT = 0.45  # squared distance to the drawn thing over that to the empty scene; a truth stays below 0.2
 LEAD_SHAPE, LEAD_COLOUR = 0.20, 0.15  # by how much it must beat every other shape and colour: truths have 0.3
 COLOURLESS = ("duotone", "sketch")  # looks in which a thing's colour cannot be told
+SEEN = 8  # pixels of 128 x 128 that two drawings must differ in to be compared
 GREY = ("black and white", "sepia")  # palettes in which it cannot
 CONFUSED = {
     "red": ("orange", "pink", "purple"),
@@ -64,7 +65,7 @@ class Window:
 
 @lru_cache(maxsize=256)
 def _soft_mask(part: Thing | Creature, size: tuple[int, int], sigma: float) -> np.ndarray:
-    return blurred(np.repeat(mask_of(part, size)[..., None], 3, -1), sigma)[..., 0]
+    return blurred(mask_of(part, size), sigma)
 
 
 class Search:
@@ -86,20 +87,23 @@ class Search:
     def drawn(self, scene: Scene, window: Window) -> np.ndarray:
         """A window of a scene, blurred like the picture."""
         part = render(scene, self.size, (window.left, window.top, window.right, window.bottom))
-        return blurred(as_floats(part), self.sigma)
+        return blurred(part, self.sigma)
 
     def distances(
         self, patch: np.ndarray, weight: np.ndarray, window: Window, shifts: Iterable[Shift], every: int = 1
     ) -> np.ndarray:
         """Weighted squared distance of a patch to the picture at each shift, on every n-th pixel."""
-        root = np.sqrt(weight / (3 * weight[::every, ::every].sum() + 1e-9))[::every, ::every, None]
-        wanted = patch[::every, ::every] * root
+        rows, columns = np.flatnonzero(weight.max(1) > 0), np.flatnonzero(weight.max(0) > 0)
+        y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        weight = weight[y0:y1:every, x0:x1:every]
+        root = np.sqrt(weight / (3 * weight.sum() + 1e-9))[..., None]
+        wanted = patch[y0:y1:every, x0:x1:every] * root
         out = []
         for dx, dy in shifts:
             top, left = window.top + dy + PAD, window.left + dx + PAD
-            cut = self._padded[top : top + patch.shape[0] : every, left : left + patch.shape[1] : every]
-            gap = (cut * root - wanted).ravel()
-            out.append(np.dot(gap, gap))
+            cut = self._padded[top + y0 : top + y1 : every, left + x0 : left + x1 : every]
+            apart = (cut * root - wanted).ravel()
+            out.append(np.dot(apart, apart))
         return np.asarray(out)
 
     def around(self, shift: Shift, reach: int, step: int = 1) -> list[Shift]:
@@ -132,18 +136,22 @@ class Search:
         absent = self.distances(self.drawn(empty, match.window), match.weight, match.window, fine).min()
         return float(own / max(absent, 1e-6))
 
-    def lead(self, match: Match, rival: Scene) -> float:
+    def lead(self, match: Match, rival: Scene, roam: bool = True) -> float:
         """By how much the match is nearer than a rival, where the two differ: 1 for the truth, -1 for the rival.
 
-        The rival may lie a few pixels elsewhere, as its own best place may be another.
+        With `roam` the rival may lie a few pixels elsewhere, as its own best place may be another. 1 also if the
+        two can hardly be told apart, as a white belly on a white creature.
         """
         patch = self.drawn(rival, match.window)
-        where = np.clip(np.abs(match.patch - patch).max(-1) / VISIBLE - 1, 0, 1)
-        if not where.any():
-            return 0.0
-        right = self.distances(match.patch, where, match.window, self.around(match.shift, 1)).min()
-        near = self.around(match.shift, 2, self.step)
-        wrong = self.distances(patch, where, match.window, near).min()
+        where = np.clip(gap(match.patch, patch) / VISIBLE - 1, 0, 1)
+        pixels = np.count_nonzero(where)
+        if pixels < SEEN * self.unit**2:
+            return 1.0
+        every = self.step if pixels > 600 * self.unit**2 else 1
+        fine = self.around(match.shift, 1)
+        near = self.around(match.shift, 2, self.step) if roam else fine
+        right = self.distances(match.patch, where, match.window, fine, every).min()
+        wrong = self.distances(patch, where, match.window, near, every).min()
         return float((wrong - right) / max(wrong + right, 1e-9))
 
 
@@ -193,7 +201,7 @@ def find_thing(search: Search, thing: Thing, scene: Scene, places: Iterable[str]
     Raises:
         ValueError: if the thing can be in none of the places.
     """
-    empty = replace(scene, things=(), sign=None, creature=None)
+    empty = replace(scene, things=(), creature=None)
     options = []
     for place in places:
         x, y, air = slot(place)

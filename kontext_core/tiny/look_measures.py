@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from . import holdout
 from .dice import Dice
@@ -38,14 +38,12 @@ def _at_unit(picture: np.ndarray) -> np.ndarray:
     return as_floats(np.asarray(image.resize((round(w * scale), round(h * scale)), Image.Resampling.BICUBIC)))
 
 
-def _morphed(plane: np.ndarray, first: type, second: type) -> np.ndarray:
-    image = Image.fromarray(np.rint(plane * 255).astype(np.uint8))
-    return np.asarray(image.filter(first(5)).filter(second(5)), dtype=np.float32) / 255
-
-
-def _soft(plane: np.ndarray, sigma: float) -> np.ndarray:
-    image = Image.fromarray(np.rint(plane * 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
+def _extreme(plane: np.ndarray, reduce: np.ufunc) -> np.ndarray:
+    """The largest or smallest value in 5 x 5 pixels around each."""
+    h, w = plane.shape
+    padded = np.pad(plane, 2, mode="edge")
+    rows = reduce.reduce([padded[k : k + h] for k in range(5)])
+    return reduce.reduce([rows[:, k : k + w] for k in range(5)])
 
 
 def _log(value: float, floor: float = 3e-4) -> float:
@@ -78,9 +76,12 @@ def describe(picture: np.ndarray) -> np.ndarray:
         chroma.std(),
         bright.std(),
     ]
-    palette += [_log(float(spread[1] / spread[2]), 0.01), _log(float(spread[0] / spread[2]), 0.01)]
+    palette += [
+        _log(float(spread[1] / (spread[2] + 1e-6)), 0.01),
+        _log(float(spread[0] / (spread[2] + 1e-6)), 0.01),
+    ]
 
-    soft = [bright, *(_soft(bright, sigma) for sigma in (0.8, 1.6, 3.2))]
+    soft = [bright, *(blurred(bright, sigma) for sigma in (0.8, 1.6, 3.2))]
     texture = [
         _log(float(((fine - coarse) ** 2).mean())) for fine, coarse in zip(soft, soft[1:], strict=False)
     ]
@@ -95,8 +96,8 @@ def describe(picture: np.ndarray) -> np.ndarray:
         on, off = float(profile[edge].mean()), float(profile[~edge].mean())
         texture.append((on - off) / (on + off + 1e-3))
 
-    dark_lines = _morphed(bright, ImageFilter.MaxFilter, ImageFilter.MinFilter) - bright
-    light_lines = bright - _morphed(bright, ImageFilter.MinFilter, ImageFilter.MaxFilter)
+    dark_lines = _extreme(_extreme(bright, np.maximum), np.minimum) - bright
+    light_lines = bright - _extreme(_extreme(bright, np.minimum), np.maximum)
     outline = [_log(float(dark_lines.mean())), _log(float(light_lines.mean()))]
     inked = dark_lines > max(0.08, float(np.quantile(dark_lines, 0.93)))
     outline += list(p[inked].mean(0)) if inked.any() else list(pixels.mean(0))

@@ -62,14 +62,22 @@ def worst_tile(a: np.ndarray, b: np.ndarray, mask: np.ndarray, tile: int) -> flo
 
 
 def blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian blur, through 8 bits."""
-    image = Image.fromarray(np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
+    """A Gaussian blur, through 8 bits; of uint8 or floats in [0, 1], (H, W, 3) or (H, W), to floats."""
+    if picture.dtype != np.uint8:
+        picture = np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) * np.float32(1 / 255)
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The largest difference of any channel at each pixel, (H, W)."""
+    apart = np.abs(a - b)
+    return np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
 
 
 def differing(a: np.ndarray, b: np.ndarray, threshold: float = VISIBLE) -> np.ndarray:
     """Pixels where some channel differs by more than the threshold; bool (H, W)."""
-    return np.abs(a - b).max(-1) > threshold
+    return gap(a, b) > threshold
 
 
 def preference(picture: np.ndarray, truth: np.ndarray, other: np.ndarray) -> float:
@@ -83,3 +91,17 @@ def preference(picture: np.ndarray, truth: np.ndarray, other: np.ndarray) -> flo
         return 1.0
     right, wrong = mse(picture, truth, where), mse(picture, other, where)
     return (wrong - right) / (wrong + right) if wrong + right > 0 else 0.0
+
+
+def crispness(picture: np.ndarray, truth: np.ndarray) -> float:
+    """How steep a picture's steepest edges are beside the truth's, wherever they lie: 1 is as sharp, 0 flat."""
+
+    def steep(p: np.ndarray) -> float:
+        return float(np.quantile(gap(p[:, 1:], p[:, :-1]), 0.98))
+
+    return steep(picture) / max(steep(truth), 1e-6)
+
+
+def grain(picture: np.ndarray) -> float:
+    """Noise in the picture's calm parts: the median difference to its own blur."""
+    return float(np.median(gap(picture, blurred(picture, 1.0))))

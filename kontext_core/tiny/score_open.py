@@ -7,6 +7,8 @@ thing asked for is there, in its shape and colour, and where a place was named, 
 same look's centre and no further apart than `SAME_LOOK`, or closer than `TWIN_LOOK`; and no other ink and paper
 explain it clearly better (`TONE_SLACK`).
 
+*Plain pictures* (kept): as crisp (`CRISP`) and as free of noise (`GRAIN`) as the world draws them.
+
 *Character*: the creature is looked for in the picture; kept if its body, colour, eyes, ears, pattern and
 accessory are each nearer to the truth than to every alternative (`PART_LEAD`), done if its pose is, and the scene's
 content is right.
@@ -20,12 +22,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import phrases
-from .find import CONFUSED, GREY, PRESENT, Found, Search, cells, find_thing, setting_distance
+from .find import COLOURLESS, CONFUSED, GREY, PRESENT, Found, Search, cells, find_thing, setting_distance
 from .look_measures import look_space
+from .measures import as_floats, crispness, grain
 from .scene import (
     BACKGROUNDS,
     BODIES,
-    COLOURS,
     EYES,
     GRADES,
     PATTERNS,
@@ -45,10 +47,13 @@ from .score_words import read_sign
 from .world import Example
 
 SETTING_LEAD = 0.02
+PALE_SLACK = 0.06  # looks without colours tell backgrounds in a weather hardly apart
 SAME_LOOK = 15.0
 TWIN_LOOK = 6.0
 TONE_SLACK = -0.02
-PART_LEAD = 0.10
+PART_LEAD = 0.30
+CRISP = 0.45  # of the truth's steepest edges; a blur of one pixel leaves 0.65, of three 0.25
+GRAIN = 0.04  # a truth has 0.01, noise of a tenth 0.09
 CREATURE_REACH = 8
 
 
@@ -59,7 +64,7 @@ def setting_lead(picture: np.ndarray, scene: Scene) -> float:
     own = setting_distance(seen, scene, size)
     rivals: list[dict[str, str]] = [{"background": b} for b in BACKGROUNDS if b != scene.background]
     rivals += [{"time": t} for t in TIMES if t != scene.time]
-    if scene.background != "room":
+    if scene.background != "room" and scene.look.name not in COLOURLESS:
         rivals += [{"weather": w} for w in WEATHERS if w != scene.weather]
     if scene.look.name == "flat":
         rivals += [{"grade": g} for g in GRADES if g != scene.grade]
@@ -110,6 +115,8 @@ def content_of(picture: np.ndarray, example: Example) -> Content:
     """Looks for the target scene's setting and things."""
     scene = example.truth.after
     setting = setting_lead(picture, scene)
+    if scene.look.name in COLOURLESS:
+        setting += PALE_SLACK
     # Nothing is looked for in the wrong scene: the answer is no already, and a search is slow.
     found = _found_all(Search(picture), scene, example.instruction) if setting >= SETTING_LEAD else []
     return Content(setting=setting, found=found)
@@ -128,13 +135,19 @@ def tone_lead(picture: np.ndarray, scene: Scene) -> float:
 def style_kept(picture: np.ndarray, example: Example) -> tuple[bool, dict[str, float]]:
     """Whether the picture has the reference's look."""
     space = look_space()
-    reference = space.place(np.asarray(example.context, dtype=np.float32) / 255)
+    reference = space.place(as_floats(example.context))
     point = space.place(picture)
     distance = float(np.linalg.norm(reference - point))
     same = space.nearest(point) == space.nearest(reference)
     tone = tone_lead(picture, example.truth.after)
     kept = (distance <= TWIN_LOOK or (same and distance <= SAME_LOOK)) and tone >= TONE_SLACK
     return kept, {"look_distance": distance, "look_same": float(same), "tone_lead": tone}
+
+
+def cleanly_drawn(picture: np.ndarray, example: Example) -> tuple[bool, dict[str, float]]:
+    """Whether a plain picture is as crisp and as free of noise as the world's are."""
+    crisp, noise = crispness(picture, as_floats(example.target)), grain(picture)
+    return crisp >= CRISP and noise <= GRAIN, {"crisp": crisp, "grain": noise}
 
 
 def _other_creatures(creature: Creature, grade: str) -> Iterator[tuple[str, Creature]]:
@@ -149,9 +162,8 @@ def _other_creatures(creature: Creature, grade: str) -> Iterator[tuple[str, Crea
     for colour in CONFUSED[creature.colour]:
         yield "colour", replace(creature, colour=colour)
     if creature.wear != "nothing":
-        for colour in COLOURS:
-            if colour != creature.wear_colour:
-                yield "wear_colour", replace(creature, wear_colour=colour)
+        for colour in CONFUSED[creature.wear_colour]:
+            yield "wear_colour", replace(creature, wear_colour=colour)
 
 
 def creature_leads(picture: np.ndarray, scene: Scene) -> dict[str, float]:
@@ -176,7 +188,7 @@ def creature_leads(picture: np.ndarray, scene: Scene) -> dict[str, float]:
     own = match.scene.creature
     assert own is not None
     for part, other in _other_creatures(own, scene.grade):
-        lead = search.lead(match, replace(match.scene, creature=other))
+        lead = search.lead(match, replace(match.scene, creature=other), roam=False)
         leads[part] = min(leads.get(part, 1.0), lead)
     return leads
 

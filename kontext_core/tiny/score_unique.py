@@ -8,9 +8,10 @@ to every other thing that could have been drawn in its place (another colour, sh
 
 *Kept* asks of all other pixels that PSNR to the context is at least `KEPT_PSNR`, and in the worst square of an
 eighth of the picture at least `KEPT_TILE`. An autoencoder of 8 x 8 pixels to 16 numbers gives these pictures
-back at 30 dB and more; a third of a thing lost or recoloured costs more than 28 dB over the picture, or 17 dB
-in its square. After a global edit nothing is left as it was, so kept looks at each thing: it must be there
-(`KEPT_THING` of the difference it makes may be missing) and in its colour (`KEPT_COLOUR` in any channel's mean).
+back at 30 dB and more; a third of a thing lost or recoloured usually costs more than 28 dB over the picture,
+or 17 dB in its square; as neighbouring colours cost less, each other thing's colour is looked at by itself
+(`KEPT_COLOUR` in any channel's mean). After a global edit nothing is left as it was, so kept looks at each
+thing: it must be there (`KEPT_THING` of the difference it makes may be missing) and in its colour.
 """
 
 from __future__ import annotations
@@ -85,10 +86,25 @@ def other_things(scene: Scene, index: int) -> Iterator[Scene]:
 
 
 def _kept_around(example: Example, picture: np.ndarray, context: np.ndarray) -> tuple[bool, dict[str, float]]:
+    """Everything outside the change: as a whole, in the worst square, and in the colour of each other thing."""
     around = ~example.change_mask
+    h, w = context.shape[:2]
+    before = example.truth.before
+    assert before is not None
     whole = psnr(picture, context, around)
-    tile = worst_tile(picture, context, around, max(8, min(context.shape[:2]) // 8))
-    return whole >= KEPT_PSNR and tile >= KEPT_TILE, {"kept_psnr": whole, "kept_tile": tile}
+    tile = worst_tile(picture, context, around, max(8, min(h, w) // 8))
+    shift = 0.0
+    for thing in before.things:
+        mask = mask_of(thing, (w, h)) > 0.5
+        if thing in example.truth.after.things and (mask & around).sum() > 0.3 * mask.sum():
+            shift = max(shift, colour_shift(picture, context, mask & around))
+    kept = whole >= KEPT_PSNR and tile >= KEPT_TILE and shift <= KEPT_COLOUR
+    return kept, {"kept_psnr": whole, "kept_tile": tile, "colour_shift": shift}
+
+
+def colour_shift(picture: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    """The largest difference of any channel's mean over the mask."""
+    return float(np.abs((picture[mask] - other[mask]).mean(0)).max())
 
 
 def score_local(example: Example, picture: np.ndarray, truth: np.ndarray, context: np.ndarray) -> Score:
@@ -128,8 +144,8 @@ def score_global(example: Example, picture: np.ndarray, truth: np.ndarray, conte
         without = _painted(after.without_thing(index), example)
         seen = mask & differing(truth, without)
         lost = mse(picture, truth, seen) / (mse(without, truth, seen) + FLOOR / KEPT_THING)
-        shift = np.abs((picture[mask] - truth[mask]).mean(0)).max()
-        worst_thing, worst_colour = max(worst_thing, lost), max(worst_colour, float(shift))
+        worst_thing = max(worst_thing, lost)
+        worst_colour = max(worst_colour, colour_shift(picture, truth, mask))
     return Score(
         done=made and preferred >= PREFERENCE,
         kept=worst_thing <= KEPT_THING and worst_colour <= KEPT_COLOUR,
@@ -150,6 +166,7 @@ def score_text(example: Example, picture: np.ndarray, truth: np.ndarray, context
         "letters_right": reading.letters_right,
         "letter_match": reading.match,
         "ink_error": reading.ink_error,
+        "strength": reading.strength,
         "litter": reading.litter,
     }
     return Score(done=reading.right, kept=kept, measures=measures)

@@ -14,7 +14,13 @@ from .render import mask_of, render
 from .scene import BOARD_INKS, INKS, Scene, Sign
 
 MATCH = 0.62  # correlation of a cell with its letter; blurred truth stays above 0.85
+INK_ERROR = (
+    0.45  # distance to the asked ink over that plus the distance to the nearest other; worn truth: 0.35
+)
 LEAD = 0.02  # by how much the right letter must beat the best wrong one
+STRENGTH = (
+    0.70  # how far the strokes' middles must be from the board towards ink; half-written letters have 0.5
+)
 LITTER = 0.10  # ink per pixel on the board beyond the word; a forgotten letter gives 0.2 and more in its cell
 SHIFTS = (-1, 0, 1)  # pixels of 128 that a letter may be off its place
 
@@ -22,13 +28,15 @@ SHIFTS = (-1, 0, 1)  # pixels of 128 that a letter may be off its place
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """A sign as read. `letters_right`: share; `match`: the worst letter's correlation; `ink_error`: the
-    picture's ink to the asked colour relative to the nearest other ink's distance; `litter`: ink elsewhere."""
+    picture's ink to the asked colour relative to the nearest other ink's distance; `strength`: how inked the letters'
+    middles are; `litter`: ink elsewhere."""
 
     right: bool
     word: str
     letters_right: float
     match: float
     ink_error: float
+    strength: float
     litter: float
 
 
@@ -92,13 +100,15 @@ def read_sign(picture: np.ndarray, scene: Scene) -> Reading:
         expected[max(0, top) : top + height, max(0, left) : left + width] = 1
     core = _word_core(sign, (w, h))
     ink_error = _ink_error(picture, core, scene, ink, (w, h))
+    strength = float(np.median(inked[core]))
     litter = _litter(picture, empty, inked, expected, sign, unit)
     return Reading(
-        right=right == len(sign.word) and ink_error < 0.5 and litter < LITTER,
+        right=right == len(sign.word) and ink_error < INK_ERROR and strength >= STRENGTH and litter < LITTER,
         word=letters,
         letters_right=right / len(sign.word),
         match=match,
         ink_error=ink_error,
+        strength=strength,
         litter=litter,
     )
 

@@ -28,7 +28,10 @@ def _character(example: Example, picture: np.ndarray) -> Score:
     leads = score_open.creature_leads(picture, example.truth.after)
     identity, pose = score_open.creature_kept(leads)
     content = score_open.content_of(picture, example)
-    return Score(done=pose and content.right, kept=identity, measures=leads | content.measures)
+    clean, cleanness = score_open.cleanly_drawn(picture, example)
+    return Score(
+        done=pose and content.right, kept=identity and clean, measures=leads | content.measures | cleanness
+    )
 
 
 def _generate(example: Example, picture: np.ndarray) -> Score:
@@ -42,10 +45,13 @@ def _generate(example: Example, picture: np.ndarray) -> Score:
         measures |= leads
     if scene.sign is not None:
         done = done and score_open.sign_right(picture, scene, example.instruction)
-    space = look_space()
-    kept = space.nearest(space.place(picture)) == scene.look.name
-    if scene.look.name != "flat":
+    if scene.look.name == "flat":
+        kept, cleanness = score_open.cleanly_drawn(picture, example)
+        measures |= cleanness
+    else:
+        space = look_space()
         measures["tone_lead"] = score_open.tone_lead(picture, scene)
+        kept = space.nearest(space.place(picture)) == scene.look.name
         kept = kept and measures["tone_lead"] >= score_open.TONE_SLACK
     return Score(done=done, kept=kept, measures=measures)
 

@@ -1,0 +1,83 @@
+"""The benchmark: shares of a perfect and of an idle editor, the JSON, the contact sheet."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from kontext_core.tiny.bench import BenchReport, interval, run_bench
+from kontext_core.tiny.world import EDIT_CATEGORIES, Example
+
+
+def perfect(examples: list[Example]) -> list[np.ndarray]:
+    return [item.target for item in examples]
+
+
+def idle(examples: list[Example]) -> list[np.ndarray]:
+    return [item.context for item in examples]
+
+
+@pytest.fixture(scope="module")
+def report() -> BenchReport:
+    return run_bench(perfect, "val", 4, 3, batch=3, model="truth", steps=1)
+
+
+def test_the_summary_is_the_promised_json(report: BenchReport) -> None:
+    summary = json.loads(json.dumps(report.summary))
+    assert list(summary) == ["suite", "split", "model", "steps", "seed", "seconds_per_edit", "categories"]
+    assert (summary["suite"], summary["split"], summary["seed"]) == ("tiny", "val", 3)
+    assert list(summary["categories"]) == list(EDIT_CATEGORIES)
+    for row in summary["categories"].values():
+        assert list(row) == ["count", "done", "kept", "both"] and row["count"] == 4
+        assert row["both"] <= min(row["done"], row["kept"])
+    assert np.mean([row["both"] for row in summary["categories"].values()]) >= 0.95
+
+
+def test_details_tell_new_combinations_from_known_ones(report: BenchReport) -> None:
+    for details in report.details.values():
+        assert {name: part["count"] for name, part in details["novel"].items()} == {"known": 2, "new": 2}
+        assert sum(part["count"] for part in details["kinds"].values()) == 4
+
+
+def test_the_table_and_the_sheet_show_every_category(report: BenchReport) -> None:
+    assert all(name in report.table for name in EDIT_CATEGORIES)
+    width, height = report.sheet.size
+    assert width >= 4 * 3 * 128 and height >= 5 * 128
+
+
+def test_an_idle_editor_does_nothing() -> None:
+    done = run_bench(idle, "val", 4, categories=["local", "global", "text"]).summary["categories"]
+    assert all(row["done"] == row["both"] == 0 for row in done.values())
+
+
+def test_progress_is_told_and_other_seeds_are_other_edits() -> None:
+    seen: list[tuple[str, int, int]] = []
+    asked: list[str] = []
+
+    def editor(examples: list[Example]) -> list[np.ndarray]:
+        asked.extend(item.instruction for item in examples)
+        return perfect(examples)
+
+    for seed in (0, 1):
+        run_bench(
+            editor, "val", 3, seed, categories=["local"], batch=2, on_edit=lambda *row: seen.append(row)
+        )
+    assert seen[:2] == [("local", 2, 3), ("local", 3, 3)]
+    assert asked[:3] != asked[3:]
+
+
+def test_wilson_intervals_hold_the_share() -> None:
+    assert interval(0, 0) == (0.0, 1.0)
+    low, high = interval(90, 100)
+    assert low == pytest.approx(0.8256, abs=1e-3) and high == pytest.approx(0.9448, abs=1e-3)
+
+
+def test_wrong_settings_are_told() -> None:
+    with pytest.raises(ValueError, match=r"categories are \['remix'\]"):
+        run_bench(perfect, count=1, categories=["remix"])
+    with pytest.raises(ValueError, match=r"count is 0"):
+        run_bench(perfect, count=0)
+    with pytest.raises(ValueError, match=r"gave 0 pictures for 1 examples"):
+        run_bench(lambda examples: [], count=1, categories=["local"])
