@@ -9,6 +9,7 @@ class KontextExtension(ComfyExtension):
     """What ComfyUI asks for when it loads the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from . import host_routes
         from .conditioning import KontextPrompt, KontextReference
         from .drift import KontextDrift
         from .edit import KontextEdit
@@ -19,6 +20,7 @@ class KontextExtension(ComfyExtension):
         from .sampling import KontextSampler, KontextSchedule
         from .turns import KontextTurns
 
+        host_routes.register()
         return [
             KontextLoadModel,
             KontextLoadTextEncoders,

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..kontext_core import geometry as core
 from ..kontext_core import images, latents, schedules
 from ..kontext_core.samplers import SAMPLERS
-from . import host, host_graph, host_sampling
+from . import host, host_compare, host_graph, host_sampling
 from .conditioning import GUIDANCE_TOOLTIP, asked_size, fit_inputs, plan_fit
 from .geometry import restore
 from .sampling import MU_TOOLTIP, SHIFT_TOOLTIP, SHIFTS, core_shift, noise_for
@@ -174,8 +174,12 @@ class KontextEdit(io.ComfyNode):
             result = restore(images.from_comfy(decoded)[0], plan, image)
         if plan is None:
             plan = core.fit((decoded.shape[2], decoded.shape[1]), "keep")
+        seconds = time.perf_counter() - started
         host_graph.log_time(f"edited {batch} × {columns * 8}×{rows * 8} in {len(sigmas) - 1} steps", started)
-        shown = ui.PreviewText("\n".join(warnings)) if warnings else None
+        shown = ui.PreviewText("\n".join(warnings)).as_dict() if warnings else {}
+        shown |= host_compare.compare(
+            image, result, prompt=prompt, seed=seed, steps=len(sigmas) - 1, seconds=round(seconds, 2)
+        )
         return io.NodeOutput(result, {"samples": samples}, plan, ui=shown)
 
 

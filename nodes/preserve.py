@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..kontext_core.preserve import preserve
-from . import host_graph
+from . import host_compare, host_graph
 from .schema import ADVANCED, CATEGORY, make_schema
 
 
@@ -94,7 +94,8 @@ class KontextPreserve(io.ComfyNode):
         )
         report = result.report()
         host_graph.tell(cls.hidden.unique_id, report.splitlines())
-        return io.NodeOutput(result.image.movedim(1, -1), result.mask[:, 0], report)
+        image, mask = result.image.movedim(1, -1), result.mask[:, 0]
+        return io.NodeOutput(image, mask, report, ui=host_compare.compare(original, image, mask))
 
 
 def _planes(image, name: str):

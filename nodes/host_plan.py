@@ -1,0 +1,164 @@
+"""What an edit will need, worked out from its widgets before it runs: size, tokens, memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.supported_models
+
+from ..kontext_core import geometry
+from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
+from ..kontext_core.weights.formats import AUTOENCODER, TRANSFORMER
+from ..kontext_core.weights.parts import open_part
+from . import host
+from .conditioning import asked_size, parse_padding
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPlan:
+    """The widgets of an edit, as the browser sends them. Sizes are (width, height) in pixels.
+
+    Attributes:
+        pictures: size of each connected picture that is known, the one to edit first.
+        model, vae: names in the loaders' lists; "" when the browser cannot tell.
+        weight_dtype: of the loader, a key of `host.DTYPES`.
+    """
+
+    pictures: tuple[tuple[int, int], ...] = ()
+    fit: str = "stretch"
+    padding: str = "mirror"
+    width: int = 0
+    height: int = 0
+    batch_size: int = 1
+    model: str = ""
+    weight_dtype: str = "default"
+    vae: str = ""
+
+
+def plan_edit(plan: EditPlan) -> dict:
+    """JSON of what the edit will do; `problem` says in a sentence why it cannot.
+
+    Raises:
+        ValueError: values that no edit can have.
+    """
+    size = asked_size(plan.width, plan.height)
+    problem, hidden, file_bytes, area = None, None, None, KONTEXT_DEV.max_area
+    try:
+        if plan.vae:
+            area = vae_area(plan.vae)
+        if plan.model:
+            hidden, file_bytes = transformer_size(plan.model, plan.weight_dtype)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    if not plan.vae and hidden is not None:
+        area = area_of(hidden)
+    color = parse_padding(plan.padding)
+    fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in plan.pictures]
+    target = size or (fits[0].size if fits else geometry.nearest_size((1, 1), area))
+    small = area < KONTEXT_DEV.max_area
+    text = (KONTEXT_TINY if small else KONTEXT_DEV).text_length
+    context = sum(tokens_of(found.size) for found in fits)
+    tokens = {"target": tokens_of(target), "context": context, "text": text}
+    tokens["total"] = sum(tokens.values())
+    return {
+        "problem": problem,
+        "size": list(target),
+        "area": area,
+        "tokens": tokens,
+        "fits": [describe(found) for found in fits],
+        "memory": memory(hidden, file_bytes, tokens, plan.batch_size) if hidden is not None else None,
+    }
+
+
+def describe(found: geometry.Geometry) -> dict:
+    """A geometry for the browser to draw and to say."""
+    values = found.to_json()
+    values |= {key: list(getattr(found, key)) for key in ("cropped", "padded")}
+    values |= {key: getattr(found, key) for key in ("cropped_percent", "padded_percent", "stretched_percent")}
+    return {**values, "report": found.report()}
+
+
+def tokens_of(size: tuple[int, int]) -> int:
+    """Tokens of a picture: one for 16 by 16 pixels."""
+    return (size[0] // geometry.MULTIPLE) * (size[1] // geometry.MULTIPLE)
+
+
+def area_of(hidden: int) -> int:
+    """The pixels that a transformer of this width prefers."""
+    small = 2 * hidden < KONTEXT_DEV.transformer.hidden_size
+    return (KONTEXT_TINY if small else KONTEXT_DEV).max_area
+
+
+def memory(hidden: int, file_bytes: int, tokens: dict, batch_size: int) -> dict:
+    """Bytes that the sampling needs at once, beside those that the device has.
+
+    Weights as they lie in the file; activations by the host's own estimate, which decides what it offloads.
+
+    Source: Comfy-Org/ComfyUI comfy/model_base.py `BaseModel.memory_required`.
+    """
+    management = comfy.model_management
+    device = management.get_torch_device()
+    itemsize = 4 if management.is_device_cpu(device) else 2
+    factor = comfy.supported_models.Flux.memory_usage_factor * hidden / KONTEXT_DEV.transformer.hidden_size
+    cells = 4 * (tokens["target"] + tokens["context"]) * batch_size
+    activations = int(cells * itemsize * 0.01 * factor * MIB)
+    total = int(management.get_total_memory(device))
+    needed = file_bytes + activations
+    return {
+        "weights": file_bytes,
+        "activations": activations,
+        "needed": needed,
+        "total": total,
+        "free": int(management.get_free_memory(device)),
+        "device": str(device),
+        "fits": needed <= total,
+    }
+
+
+def vae_area(name: str) -> int:
+    """The pixels that the model behind a VAE file prefers."""
+    params = _params(str(checked("vae", name)), AUTOENCODER, *_stamp("vae", name))
+    return KONTEXT_TINY.max_area if 2 * params["ch"] < KONTEXT_DEV.autoencoder.ch else KONTEXT_DEV.max_area
+
+
+def transformer_size(name: str, weight_dtype: str) -> tuple[int, int]:
+    """(width, bytes of weights once loaded) of a transformer file."""
+    path = checked("diffusion_models", name)
+    params = _params(str(path), TRANSFORMER, *_stamp("diffusion_models", name))
+    dtype = host.DTYPES[weight_dtype]
+    file_bytes = params["numel"] * dtype.itemsize if dtype is not None else path.stat().st_size
+    return params["hidden_size"], file_bytes
+
+
+def checked(kind: str, name: str) -> Path:
+    """The file of a name in a loader's list.
+
+    Raises:
+        ValueError: it is not in the list.
+    """
+    if name not in host.list_models(kind):
+        raise ValueError(f"there is no {name!r} in the folder {kind}: put the file there, then press R to refresh")
+    path = host.find_file(kind, name)
+    if not path.is_file():
+        raise ValueError(f"{name} is not there: the model has not been made yet; choose a file of your own")
+    return path
+
+
+def _stamp(kind: str, name: str) -> tuple[int, int]:
+    status = os.stat(host.find_file(kind, name))
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=64)
+def _params(path: str, part: str, *_stamp: int) -> dict:
+    """Sizes of a part as its file's header gives them, and its number of values."""
+    opened = open_part(path, part)
+    numel = sum(math.prod(shape) for shape in opened.shapes.values())
+    return {**asdict(opened.params), "numel": numel}

@@ -1,0 +1,149 @@
+"""A real Chromium on a real ComfyUI: one browser for the session, a fresh page with an empty graph for each test.
+
+The server is the one of tests/host. The front end is the packaged one, or the folder that KONTEXT_FRONT_END names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+import dev
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load_host_fixtures():
+    path = ROOT / "tests" / "host" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("kontext_host_fixtures", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fixtures = _load_host_fixtures()
+comfyui, tiny = fixtures.comfyui, fixtures.tiny
+
+# What the host logs by itself, without the pack: files that a fresh installation does not have yet.
+HOSTS_OWN = ("404 (Not Found)", "net::ERR_", "Content Security Policy")
+
+
+@pytest.fixture(scope="session")
+def host(comfyui, tmp_path_factory):
+    """The server, with the front end that is asked for."""
+    front_end = os.environ.get("KONTEXT_FRONT_END")
+    arguments = ["--front-end-root", front_end] if front_end else []
+    base = tmp_path_factory.mktemp("browser")
+    with dev.ComfyServer(*comfyui, base, arguments) as server:
+        host = fixtures.Host(server)
+        scene().save(base / "input" / "scene.png")
+        yield host
+        host.client.close()
+
+
+def scene() -> Image.Image:
+    """A picture with a disc, a sign and a word, of an odd size."""
+    image = Image.linear_gradient("L").resize((421, 301)).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((60, 80, 200, 220), fill=(240, 200, 60))
+    draw.rectangle((260, 60, 360, 200), fill=(200, 60, 70))
+    draw.text((290, 120), "OPEN", fill="white")
+    return image
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser; the tests are left out where there is none, except under CI."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium, and CI is set: install Debian's package chromium")
+        pytest.skip("there is no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A tab with ComfyUI in it, and the few things that tests do with it."""
+
+    def __init__(self, page, tiny: dict[str, str]):
+        self.page, self.tiny, self.errors = page, tiny, []
+        page.on("console", self._collect)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _collect(self, message) -> None:
+        if message.type == "error" and not any(own in message.text for own in HOSTS_OWN):
+            self.errors.append(message.text)
+
+    def open(self, url: str, **settings) -> Page:
+        values = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingNodesWarning": True, **settings}
+        for name, value in values.items():
+            self.page.request.post(f"{url}/api/settings/{name}", data=json.dumps(value))
+        self.page.goto(url)
+        self.page.wait_for_function("window.comfyAPI?.app?.app?.extensionManager && window.app?.graph", timeout=90_000)
+        ours = "window.comfyAPI.app.app.extensions.some((one) => one.name === 'kontext.view')"
+        self.page.wait_for_function(ours, timeout=60_000)
+        self.page.wait_for_selector("link[data-kontext]", state="attached", timeout=60_000)
+        self.page.wait_for_timeout(600)
+        self.errors = [error for error in self.errors if "kontext" in error]  # the host's own, before any node
+        return self
+
+    def eval(self, script: str, argument=None):
+        return self.page.evaluate(script, argument)
+
+    def graph(self, prompt: str = "Make the sky red", steps: int = 3, image: str = "scene.png", **values) -> None:
+        """An empty graph with loaders, Load Image, Kontext Edit and Preview Image."""
+        self.eval(BUILD, {"tiny": self.tiny, "prompt": prompt, "steps": steps, "image": image, "values": values})
+
+    def run(self) -> str:
+        """Queue the graph and wait until it is done: "execution_success" or "execution_error"."""
+        return self.eval(RUN)
+
+
+BUILD = """async ({tiny, prompt, steps, image, values}) => {
+  const app = window.app, make = (type, x, y) => {
+    const node = LiteGraph.createNode(type); node.pos = [x, y]; app.graph.add(node); return node;
+  };
+  app.graph.clear();
+  const set = (node, name, value) => { node.widgets.find((w) => w.name === name).value = value; };
+  const model = make("KontextLoadModel", 20, 60), clip = make("KontextLoadTextEncoders", 20, 200),
+        vae = make("KontextLoadVAE", 20, 340), load = make("LoadImage", 20, 450),
+        edit = make("KontextEdit", 420, 60), show = make("PreviewImage", 1000, 60);
+  set(model, "model", tiny.diffusion_models); set(clip, "t5", tiny.t5); set(clip, "clip", tiny.clip);
+  set(vae, "vae", tiny.vae); set(load, "image", image); set(edit, "prompt", prompt); set(edit, "steps", steps);
+  for (const [name, value] of Object.entries(values)) set(edit, name, value);
+  const to = (from, slot, node, name) => from.connect(slot, node, node.inputs.findIndex((i) => i.name === name));
+  to(model, 0, edit, "model"); to(clip, 0, edit, "clip"); to(vae, 0, edit, "vae"); to(load, 0, edit, "image");
+  edit.connect(0, show, 0);
+  app.canvas.ds.scale = 0.8; app.canvas.ds.offset = [70, 90]; app.canvas.setDirty(true, true);
+  window.edit = edit; window.load = load;
+}"""
+
+RUN = """() => new Promise((resolve, reject) => {
+  const api = window.comfyAPI.api.api, names = ["execution_success", "execution_error"];
+  const end = (event) => { names.forEach((name) => api.removeEventListener(name, end)); resolve(event.type); };
+  names.forEach((name) => api.addEventListener(name, end));
+  window.app.queuePrompt(0, 1).catch(reject);
+})"""
+
+
+@pytest.fixture(scope="module")
+def tab(chromium, host, tiny):
+    """One tab for a module: opening the front end takes seconds."""
+    context = chromium.new_context(viewport={"width": 1500, "height": 1050})
+    tab = Page(context.new_page(), tiny).open(host.server.url)
+    yield tab
+    context.close()

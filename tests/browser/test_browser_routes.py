@@ -1,0 +1,87 @@
+"""The routes behind the browser's side: what they answer, and what they refuse. No browser is needed."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ask(host):
+    """POST to a route: (status, JSON)."""
+
+    def ask(route: str, body) -> tuple[int, dict]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{host.server.url}/kontext/{route}", data, method="POST")
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    return ask
+
+
+def test_a_plan_gives_the_bucket_and_what_it_crops(ask):
+    status, plan = ask("plan", {"pictures": [[1500, 1000]], "fit": "crop"})
+    assert status == 200 and plan["size"] == [1248, 832]
+    assert plan["tokens"] == {"target": 4056, "context": 4056, "text": 512, "total": 8624}
+    assert plan["fits"][0]["policy"] == "crop" and plan["memory"] is None
+
+
+def test_a_plan_reads_the_models_own_size_and_memory(ask, tiny):
+    _, plan = ask("plan", {"pictures": [[300, 200]], "model": tiny["diffusion_models"], "vae": tiny["vae"]})
+    assert plan["problem"] is None and plan["area"] == 128 * 128
+    assert plan["memory"]["weights"] > 1_000_000 and plan["memory"]["fits"]
+
+
+def test_a_file_of_another_kind_is_a_problem_in_words(ask, tiny, host):
+    copy = host.put_model("diffusion_models", "a_vae.safetensors")
+    copy.write_bytes((host.server.base / "models" / "vae" / tiny["vae"]).read_bytes())
+    _, plan = ask("plan", {"model": "a_vae.safetensors"})
+    assert "autoencoder" in plan["problem"]
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "..\\x.safetensors"])
+def test_only_listed_files_are_looked_at(ask, name):
+    _, plan = ask("plan", {"model": name})
+    assert "there is no" in plan["problem"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no json",
+        b"[1]",
+        b"[" * 3000,
+        b"x" * 70_000,
+        {"pictures": [[0, 5]]},
+        {"pictures": [["a", 5]]},
+        {"pictures": 5},
+        {"fit": "bend"},
+        {"width": True},
+        {"width": 64},
+        {"padding": "url(x)"},
+        {"batch_size": 10**9},
+        {"weight_dtype": "int4"},
+        {"else": 1},
+    ],
+)
+def test_what_does_not_fit_is_refused_in_json(ask, body):
+    status, answer = ask("plan", body)
+    assert status == 400 and answer["error"]
+
+
+def test_presets_are_filled_and_quoted(ask):
+    _, answer = ask("prompt", {"preset": "replace_text", "values": {"old": "joy", "new": "DON'T"}})
+    assert answer["prompt"].startswith("Replace 'joy' with \"DON'T\"")
+    assert ask("prompt", {"preset": "no such"})[0] == 400
+    assert ask("prompt", {"preset": "relight", "values": {"light": 5}})[0] == 400
+
+
+def test_hints_are_given(ask):
+    _, answer = ask("hints", {"prompt": "make her hair red"})
+    assert [hint["code"] for hint in answer["hints"]] == ["pronoun"]

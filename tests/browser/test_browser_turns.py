@@ -1,0 +1,63 @@
+"""The sidebar's list of turns: it is text, it is kept over a reload, and a thousand turns cost few elements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
+EVIL = '<img src=x onerror="window.pwned = 1">'
+
+
+def turn(number: int) -> dict:
+    """A saved turn as the panel keeps it; its pictures are gone, as after a restart of the server."""
+    picture = {"filename": f"kontext_{number}.png", "subfolder": "", "type": "temp"}
+    return {
+        "id": f"t{number}", "time": number, "prompt": f"{EVIL} turn {number}", "seed": number, "seconds": 1.5,
+        "steps": 4, "drift": 30.0, "size": [64, 64], "before": None, "after": picture,
+        "thumb": PIXEL,
+        "thumbBefore": None,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def panel(tab, host):
+    """The opened panel over a thousand turns that the host keeps."""
+    for index in range(20):
+        part = [turn(number) for number in range(index * 50, index * 50 + 50)]
+        url = f"{host.server.url}/api/userdata/kontext%2Fturns-{index}.json?overwrite=true"
+        assert tab.page.request.post(url, data=json.dumps(part)).ok
+    tab.open(host.server.url)
+    tab.page.locator(".kontext\\.turns-tab-button, [class*='kontext.turns']").first.click()
+    tab.page.wait_for_selector(".kontext-turn")
+    return tab
+
+
+def test_the_turns_are_there_after_a_reload_newest_first(panel):
+    assert panel.page.locator(".kontext-turns [role=status]").first.inner_text() == "Turns: 1000"
+    assert panel.page.locator(".kontext-words").first.inner_text() == f"{EVIL} turn 999"
+
+
+def test_a_thousand_turns_are_a_few_elements(panel):
+    assert panel.page.locator(".kontext-turn").count() < 30
+    panel.eval("document.querySelector('.kontext-list').scrollTop = 44000")
+    panel.page.wait_for_timeout(200)
+    assert panel.page.locator(".kontext-turn").count() < 30
+
+
+def test_keys_choose_a_turn(panel):
+    panel.page.locator(".kontext-list").focus()
+    panel.page.keyboard.press("Home")
+    panel.page.wait_for_timeout(200)
+    assert panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words").inner_text().endswith("turn 999")
+    panel.page.keyboard.press("ArrowDown")
+    panel.page.wait_for_timeout(200)
+    assert panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words").inner_text().endswith("turn 998")
+
+
+def test_script_in_a_saved_turn_stays_text(panel):
+    assert panel.eval("window.pwned") is None

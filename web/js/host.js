@@ -1,0 +1,120 @@
+/** Everything that is asked of the host: its API, settings, toasts, and the graph behind a node. */
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+export { api, app };
+
+/** Send JSON to one of the pack's routes; its answer. Throws an Error with the server's sentence. */
+export async function ask(route, body) {
+  const options = body === undefined ? {} : {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+  };
+  const response = await api.fetchApi(`/kontext/${route}`, options);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error ?? response.statusText);
+  return answer;
+}
+
+/** Address of a picture that the host names {filename, subfolder, type}. */
+export function viewUrl({ filename, subfolder = "", type = "input" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
+/** A short message in the corner; severity "info", "success", "warn" or "error". */
+export function toast(severity, summary, detail, life = 8000) {
+  app.extensionManager.toast.add({ severity, summary, detail, life });
+}
+
+/** Whether Nodes 2.0 draws the nodes. */
+export function isVueNodes() {
+  return Boolean(globalThis.LiteGraph?.vueNodesMode);
+}
+
+/** The node of an execution id: "7", or "5:7" for node 7 inside the subgraph node 5. */
+export function findNode(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number.isNaN(Number(part)) ? part : Number(part)) ?? null;
+    if (!node) return null;
+    graph = node.subgraph;
+  }
+  return node;
+}
+
+/** The node that feeds an input, reroutes passed over; null when nothing does. */
+export function origin(node, name) {
+  const input = node.inputs?.find((slot) => slot.name === name);
+  const links = node.graph?.links;
+  const link = input?.link == null ? null : links?.get?.(input.link) ?? links?.[input.link];
+  const from = link && node.graph.getNodeById(link.origin_id);
+  if (from?.type === "Reroute") return origin(from, from.inputs[0].name);
+  return from ?? null;
+}
+
+/** The nearest node up a line of one type (such as MODEL) that takes none of it itself: its loader. */
+export function loader(node, name, type) {
+  const seen = new Set();
+  for (let from = origin(node, name); from && !seen.has(from);) {
+    seen.add(from);
+    const slot = from.inputs?.find((input) => input.type === type && input.link != null);
+    if (!slot) return from;
+    from = origin(from, slot.name);
+  }
+  return null;
+}
+
+/** A widget of a node. */
+export function widget(node, name) {
+  return node?.widgets?.find((one) => one.name === name);
+}
+
+/** A widget's value. */
+export function value(node, name) {
+  return widget(node, name)?.value;
+}
+
+/** Set a widget as a hand would. */
+export function setValue(node, name, to) {
+  const found = widget(node, name);
+  if (!found) return;
+  found.value = to;
+  found.callback?.(to, app.canvas, node);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/** How the host names the picture of a Load Image node; null for other nodes. */
+export function loadedPicture(node) {
+  const name = node?.comfyClass === "LoadImage" ? value(node, "image") : null;
+  if (typeof name !== "string" || !name) return null;
+  const [, path, type = "input"] = /^(.*?)(?: \[(input|output|temp)\])?$/.exec(name);
+  const cut = path.lastIndexOf("/");
+  return { filename: path.slice(cut + 1), subfolder: cut < 0 ? "" : path.slice(0, cut), type };
+}
+
+const sizes = new Map();
+
+/** [width, height] of a picture at an address once it is known, else null; it is asked for then. */
+export function pictureSize(url) {
+  if (!sizes.has(url)) {
+    if (sizes.size > 200) sizes.clear();
+    sizes.set(url, null);
+    const image = new Image();
+    image.onload = () => sizes.set(url, [image.naturalWidth, image.naturalHeight]);
+    image.src = url;
+  }
+  return sizes.get(url);
+}
+
+/** Put a picture into the host's input folder; the name by which Load Image knows it. */
+export async function upload(url, name) {
+  const blob = await (await fetch(url)).blob();
+  const form = new FormData();
+  form.append("image", new File([blob], name, { type: blob.type || "image/png" }));
+  form.append("overwrite", "true");
+  const response = await api.fetchApi("/upload/image", { method: "POST", body: form });
+  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
+  const saved = await response.json();
+  return saved.subfolder ? `${saved.subfolder}/${saved.name}` : saved.name;
+}

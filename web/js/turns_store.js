@@ -1,0 +1,97 @@
+/**
+ * The turns of this user, kept by the host in kontext/turns-<n>.json, fifty to a file: a new turn writes one small
+ * file, however long the session is.
+ */
+
+import { api, viewUrl } from "./host.js";
+
+const CHUNK = 50;
+const THUMB = 96;
+const FOLDER = "kontext";
+
+export class TurnStore extends EventTarget {
+  turns = [];
+
+  /** Read what is kept. */
+  async load() {
+    const files = await api.listUserDataFullInfo(".").catch(() => []);
+    const names = files.map((file) => file.path).filter((path) => /^kontext\/turns-\d+\.json$/.test(path));
+    names.sort((a, b) => chunkOf(a) - chunkOf(b));
+    const read = [];
+    for (const name of names) {
+      const response = await api.getUserData(name);
+      if (response.ok) read.push(...(await response.json()).filter(isTurn));
+    }
+    this.turns = [...read, ...this.turns];
+    this.ready = true;
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Keep an entry of nodes/host_compare.py. */
+  async add(entry) {
+    if (this.turns.slice(-200).some((turn) => isSame(turn, entry))) return; // the host shows it again from its cache
+    const turn = {
+      id: `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`, time: Date.now(),
+      prompt: String(entry.prompt ?? ""), seed: entry.seed ?? null, seconds: entry.seconds ?? null,
+      steps: entry.steps ?? null, drift: entry.drift?.psnr ?? null, size: entry.size,
+      before: entry.before ?? null, after: entry.after, thumb: null, thumbBefore: null,
+    };
+    this.turns.push(turn);
+    this.dispatchEvent(new Event("change"));
+    [turn.thumb, turn.thumbBefore] = await Promise.all([thumbnail(turn.after), turn.before && thumbnail(turn.before)]);
+    await this.#save(Math.floor(this.turns.indexOf(turn) / CHUNK));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Forget all. */
+  async clear() {
+    const count = Math.ceil(this.turns.length / CHUNK);
+    this.turns = [];
+    for (let index = 0; index < count; index++) {
+      await api.deleteUserData(`${FOLDER}/turns-${index}.json`).catch(() => null);
+    }
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #save(index) {
+    this.saving = (this.saving ?? Promise.resolve()).then(async () => {
+      if (index < 0) return; // cleared meanwhile
+      const part = this.turns.slice(index * CHUNK, (index + 1) * CHUNK);
+      await api.storeUserData(`${FOLDER}/turns-${index}.json`, part, { overwrite: true, stringify: true, throwOnError: false });
+    });
+    return this.saving;
+  }
+}
+
+function chunkOf(path) {
+  return Number(/(\d+)\.json$/.exec(path)[1]);
+}
+
+function isSame(turn, entry) {
+  return turn.after.filename === entry.after.filename && turn.seed === entry.seed && turn.prompt === entry.prompt
+    && turn.seconds === entry.seconds;
+}
+
+/** Whether something from a file has the shape of a turn; what has not is left out. */
+function isTurn(turn) {
+  const isRef = (ref) => ref === null || (typeof ref?.filename === "string" && typeof ref.type === "string");
+  const isThumb = (thumb) => thumb === null || (typeof thumb === "string" && /^data:image\/(webp|png|jpeg);base64,/.test(thumb));
+  return typeof turn?.prompt === "string" && turn.after && isRef(turn.after) && isRef(turn.before ?? null)
+    && isThumb(turn.thumb ?? null) && isThumb(turn.thumbBefore ?? null);
+}
+
+async function thumbnail(ref) {
+  const image = new Image();
+  image.src = viewUrl(ref);
+  try {
+    await image.decode();
+  } catch {
+    return null; // the host has cleaned its temporary folder
+  }
+  const scale = Math.min(1, THUMB / Math.max(image.naturalWidth, image.naturalHeight));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
+  canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/webp", 0.8);
+}
