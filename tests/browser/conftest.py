@@ -81,6 +81,7 @@ class Page:
 
     def __init__(self, page, tiny: dict[str, str]):
         self.page, self.tiny, self.errors = page, tiny, []
+        page.set_default_timeout(120_000)  # a machine may be busy
         page.on("console", self._collect)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
@@ -92,8 +93,8 @@ class Page:
         values = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingNodesWarning": True, **settings}
         for name, value in values.items():
             self.page.request.post(f"{url}/api/settings/{name}", data=json.dumps(value))
-        self.page.goto(url)
-        self.page.wait_for_function("window.comfyAPI?.app?.app?.extensionManager && window.app?.graph", timeout=90_000)
+        self.page.goto(url, timeout=180_000, wait_until="domcontentloaded")
+        self.page.wait_for_function("window.comfyAPI?.app?.app?.extensionManager && window.app?.graph", timeout=180_000)
         ours = "window.comfyAPI.app.app.extensions.some((one) => one.name === 'kontext.view')"
         self.page.wait_for_function(ours, timeout=60_000)
         self.page.wait_for_selector("link[data-kontext]", state="attached", timeout=60_000)
