@@ -78,6 +78,8 @@ class Optimizers:
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        for _, parameter in self.named:
+            parameter.grad = None  # filters too: Muon knows only their flat views
 
     def clip(self, max_norm: float) -> float:
         """Clip the gradient's global norm; returns it before clipping. Raises when it is not finite."""
