@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import edit, files, turns
+from .cli import edit, files, train, turns
 
-COMMANDS = (edit, turns, files)
+COMMANDS = (edit, turns, files, train)
 
 
 class _Parser(argparse.ArgumentParser):
