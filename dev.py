@@ -274,7 +274,7 @@ class ComfyServer:
             self.command.append("--cpu")
         self.process: subprocess.Popen | None = None
 
-    def start(self, timeout: float = 300) -> ComfyServer:
+    def start(self, timeout: float = 600) -> ComfyServer:
         """Start it and wait until it answers and has this pack's nodes.
 
         Raises:
