@@ -75,7 +75,7 @@ BUNDLED_AUTOENCODER = BUNDLED["kontext-tiny"] / "ae.safetensors"
 
 @pytest.mark.skipif(not BUNDLED_AUTOENCODER.is_file(), reason="kontext-tiny is not bundled in this checkout")
 def test_the_bundled_models_preview_shows_true_colours():
-    autoencoder = load_autoencoder(BUNDLED_AUTOENCODER)
+    autoencoder = load_autoencoder(BUNDLED_AUTOENCODER, dtype=torch.float32)
     factors = json.loads((BUNDLED["kontext-tiny"] / FILE).read_text())
     contexts = [world.example("test", "local", index).context for index in range(8)]
     images = torch.from_numpy(np.stack(contexts)).movedim(-1, 1).float() / 127.5 - 1

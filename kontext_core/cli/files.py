@@ -8,7 +8,10 @@ import sys
 from . import common
 
 CONVERT_TO = ("bfl", "diffusers", "fp8_scaled", "fp8_scaled_old")
-QUANTIZE_TO = ("fp8_scaled", "fp8_scaled_old", "F16", "Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "BF16")
+QUANTIZE_TO = (
+    *("fp8_scaled", "fp8_scaled_old", "BF16", "F16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"),
+    *("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"),
+)
 PARTS = ("transformer", "autoencoder", "t5", "clip")
 
 
