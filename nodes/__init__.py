@@ -13,10 +13,14 @@ class KontextExtension(ComfyExtension):
         from .conditioning import KontextPrompt, KontextReference
         from .drift import KontextDrift
         from .edit import KontextEdit
+        from .estimate import KontextEstimate
         from .geometry import KontextRestore
+        from .guard import KontextGuard
         from .loaders import KontextLoadModel, KontextLoadTextEncoders, KontextLoadVAE
+        from .lora import KontextLoadLora
         from .preserve import KontextPreserve
         from .prompts import KontextPreset
+        from .record import KontextLoadRecord, KontextSave
         from .sampling import KontextSampler, KontextSchedule
         from .turns import KontextTurns
 
@@ -35,4 +39,9 @@ class KontextExtension(ComfyExtension):
             KontextPreserve,
             KontextTurns,
             KontextDrift,
+            KontextLoadLora,
+            KontextEstimate,
+            KontextGuard,
+            KontextSave,
+            KontextLoadRecord,
         ]

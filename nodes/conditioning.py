@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from dataclasses import replace
 
-from ..kontext_core import geometry, images
+from comfy_api.latest import io, ui
+from torch import Tensor
+from torch.nn import functional
+
+from ..kontext_core import geometry, images, latents
 from ..kontext_core.conditioning import CONVENTIONS
-from . import host, host_graph
+from . import host, host_graph, host_references
 from .schema import ADVANCED, CATEGORY, KontextGeometry, make_schema
 
 GUIDANCE_TOOLTIP = (
@@ -102,6 +106,42 @@ class KontextReference(io.ComfyNode):
                     "image", tooltip="The picture; a batch gives each picture of the sampled batch its own."
                 ),
                 *fit_inputs(),
+                io.Float.Input(
+                    "strength",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor on the attention that the picture gets: 1 as trained, less for a hint of it, 0 for "
+                    "none.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "start",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps after which the picture is seen: 0 from the first, 0.5 from half on.",
+                    **ADVANCED,
+                ),
+                io.Float.Input(
+                    "end",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps after which it is seen no more: 1 to the last.",
+                    **ADVANCED,
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the picture is seen, at the picture's own size: the rest of it is ignored.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -119,15 +159,56 @@ class KontextReference(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, conditioning, vae, image, fit, padding, convention, width, height) -> io.NodeOutput:
+    def execute(
+        cls, conditioning, vae, image, fit, padding, convention, width, height, strength=1.0, start=0.0, end=1.0,
+        mask=None,
+    ) -> io.NodeOutput:  # fmt: skip
         picture, _ = images.from_comfy(image)
         plan = plan_fit(picture.shape, fit, padding, width, height, host.preferred_area(vae))
         fitted = images.to_comfy(geometry.apply(plan, picture))
-        latent = host_graph.encode(vae, fitted)
-        host_graph.tell(cls.hidden.unique_id, [plan.report()])
-        return io.NodeOutput(
-            host_graph.with_reference(conditioning, latent, convention), {"samples": latent}, plan, fitted
+        settings = host_references.ReferenceSettings(
+            convention=convention,
+            strength=strength,
+            mask=None if mask is None else token_mask(mask, plan, picture.shape),
+            start=start,
+            end=end,
         )
+        latent = host_graph.encode(vae, fitted)
+        seen = host_references.with_settings(
+            host_graph.with_reference(conditioning, latent, convention), settings
+        )
+        counts = [tokens_of(reference) for reference in seen[0][1]["reference_latents"]]
+        total = f"{' + '.join(map(str, counts))} reference tokens"
+        host_graph.tell(cls.hidden.unique_id, [plan.report(), total])
+        return io.NodeOutput(seen, {"samples": latent}, plan, fitted)
+
+
+def tokens_of(latent: Tensor) -> int:
+    """Tokens of a latent (B, 16, h, w)."""
+    rows, columns = (-(-n // latents.PATCH) for n in latent.shape[-2:])
+    return rows * columns
+
+
+def token_mask(mask: Tensor, plan: geometry.Geometry, shape: tuple[int, ...]) -> Tensor:
+    """MASK (H, W) or (B, H, W) of a picture, fitted as the picture is, as (B, tokens) in 0..1. Borders are not seen.
+
+    Raises:
+        ValueError: the mask is of another size, or there is nothing white in it.
+    """
+    mask = mask[None] if mask.dim() == 2 else mask
+    if mask.shape[-2:] != shape[-2:] or len(mask) not in (1, shape[0]):
+        raise ValueError(
+            f"the mask is {mask.shape[-1]}×{mask.shape[-2]} ({len(mask)}) and the picture {shape[-1]}×{shape[-2]} "
+            f"({shape[0]}): connect a mask of the picture's own size"
+        )
+    planes = (mask.float() * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+    fitted = geometry.apply(replace(plan, pad_color=(0, 0, 0) if plan.policy == "pad" else None), planes)
+    seen = functional.avg_pool2d((fitted[:, :1] + 1) / 2, geometry.MULTIPLE).clamp(0, 1).flatten(1)
+    if not (seen > 0).any(1).all():
+        raise ValueError(
+            "the mask is black: nothing of the picture would be seen. Set strength to 0 to leave it out"
+        )
+    return seen
 
 
 def plan_fit(shape, fit: str, padding: str, width: int, height: int, area: int) -> geometry.Geometry:

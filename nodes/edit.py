@@ -10,13 +10,12 @@ from comfy_api.latest import io, ui
 from ..kontext_core import geometry as core
 from ..kontext_core import images, latents, schedules
 from ..kontext_core.samplers import SAMPLERS
-from . import host, host_compare, host_graph, host_sampling
+from . import host, host_compare, host_graph, host_record, host_sampling
 from .conditioning import GUIDANCE_TOOLTIP, asked_size, fit_inputs, plan_fit
 from .geometry import restore
-from .sampling import MU_TOOLTIP, SHIFT_TOOLTIP, SHIFTS, core_shift, noise_for
+from .sampling import FEW_STEP, MU_TOOLTIP, SHIFT_TOOLTIP, SHIFTS, core_shift, noise_for
 from .schema import ADVANCED, CATEGORY, KontextGeometry, make_schema
 
-FEW_STEP = ["off", "1", "2", "4"]
 BFL_TEXT_LENGTH = 512
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -106,8 +105,11 @@ class KontextEdit(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The edit, at the picture's own size and framing."),
                 io.Latent.Output(display_name="latent", tooltip="The edit's latent, for another Kontext Edit."),
                 KontextGeometry.Output(display_name="geometry", tooltip="How the picture was fitted."),
+                io.String.Output(
+                    display_name="record", tooltip="Settings, fingerprints of files and versions, for Kontext Save."
+                ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
@@ -115,6 +117,14 @@ class KontextEdit(io.ComfyNode):
         cls, model, clip, vae, prompt, seed, steps, guidance, few_step, fit, padding, convention, width, height,
         sampler, shift, mu, batch_size, bfl_parity, image=None, image_2=None, image_3=None, image_4=None, latent=None,
     ) -> io.NodeOutput:  # fmt: skip
+        settings = {
+            "seed": seed, "steps": steps, "guidance": guidance, "few_step": few_step, "fit": fit, "padding": padding,
+            "convention": convention, "width": width, "height": height, "sampler": sampler, "shift": shift, "mu": mu,
+            "batch_size": batch_size, "bfl_parity": bfl_parity, "latent": latent is not None,
+        }  # fmt: skip
+        record = host_record.make(
+            cls.hidden, model, "KontextEdit", prompt, settings, [image, image_2, image_3, image_4]
+        )
         if bfl_parity:
             fit, shift, sampler = "stretch", "resolution", "euler"
         size, area = asked_size(width, height), host.preferred_area(vae)
@@ -180,7 +190,7 @@ class KontextEdit(io.ComfyNode):
         shown |= host_compare.compare(
             image, result, prompt=prompt, seed=seed, steps=len(sigmas) - 1, seconds=round(seconds, 2)
         )
-        return io.NodeOutput(result, {"samples": samples}, plan, ui=shown)
+        return io.NodeOutput(result, {"samples": samples}, plan, record, ui=shown)
 
 
 def check_latent(latent: dict, plan: core.Geometry | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from ..kontext_core.samplers import SAMPLERS
 from . import host_sampling
 from .schema import ADVANCED, CATEGORY, make_schema
 
+FEW_STEP = ["off", "1", "2", "4"]
 SHIFTS = ["resolution", "constant", "none"]
 SHIFT_TOOLTIP = (
     "How the steps crowd towards noise. resolution: as black-forest-labs/flux does, more the larger the picture; "
@@ -68,6 +69,14 @@ class KontextSchedule(io.ComfyNode):
                     step=16,
                     tooltip="Height in pixels of what is sampled, for the resolution shift. A latent replaces it.",
                 ),
+                io.Combo.Input(
+                    "few_step",
+                    optional=True,
+                    options=FEW_STEP,
+                    default="off",
+                    tooltip="Steps of a distilled model or a turbo LoRA, in place of steps and shift; take the sampler "
+                    "few_step with it.",
+                ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -78,7 +87,9 @@ class KontextSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps, shift, mu, denoise, width, height, latent=None) -> io.NodeOutput:
+    def execute(cls, steps, shift, mu, denoise, width, height, few_step="off", latent=None) -> io.NodeOutput:
+        if few_step != "off":
+            return io.NodeOutput(schedules.strength_timesteps(schedules.few_steps(int(few_step)), denoise))
         if latent is not None:
             rows, columns = latent["samples"].shape[-2:]
         else:

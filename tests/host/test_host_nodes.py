@@ -66,6 +66,8 @@ def test_only_native_types_and_the_geometry_go_in_and_out(nodes):
         "IMAGE",
         "MASK",
         "STRING",
+        "INT",
+        "FLOAT",
     }
     for name, node in nodes.items():
         assert set(node["output"]) <= native | {"KONTEXT_GEOMETRY"}, name

@@ -1,0 +1,90 @@
+"""Kontext Load LoRA in a real ComfyUI: what it adds, what it reports, and when it stops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kontext_core.models.lora import lora_patch, save_lora
+from kontext_core.models.lora_apply import patch_state
+from kontext_core.weights.lora_file import load_lora
+
+LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.0", "single_blocks.1.linear1")
+
+
+@pytest.fixture(scope="module")
+def lora(host, tiny) -> str:
+    """A LoRA strong enough to be seen, for the session's random model."""
+    state = load_file(host.put_model("diffusion_models", tiny["diffusion_models"]))
+    generator = torch.Generator().manual_seed(5)
+    patches = []
+    for layer in LAYERS:
+        rows, columns = state[f"{layer}.weight"].shape
+        down = torch.randn(4, columns, generator=generator) * 0.1
+        up = torch.randn(rows, 4, generator=generator) * 0.1
+        patches.append(lora_patch(layer, down, up, alpha=4.0))
+    save_lora(host.put_model("loras", "strong.safetensors"), patches)
+    return "strong.safetensors"
+
+
+def with_lora(workflow: dict, node: str, **inputs) -> dict:
+    """The workflow with a LoRA node between its model and its edit."""
+    workflow["lora"] = {"class_type": node, "inputs": {"model": ["model", 0], **inputs}}
+    workflow["edit"]["inputs"]["model"] = ["lora", 0]
+    return workflow
+
+
+def pixels(host, workflow) -> bytes:
+    return host.pictures(host.run(workflow))[0].tobytes()
+
+
+def test_a_lora_gives_what_its_weights_give_and_what_the_hosts_own_loader_gives(
+    host, tiny, lora, edit_workflow
+):
+    plain = pixels(host, edit_workflow())
+    ours = pixels(
+        host, with_lora(edit_workflow(), "KontextLoadLora", lora=lora, strength=0.7, strength_clip=1.0)
+    )
+    native = pixels(
+        host, with_lora(edit_workflow(), "LoraLoaderModelOnly", lora_name=lora, strength_model=0.7)
+    )
+    assert ours != plain
+    # The host multiplies strength and alpha in another order: a bit of float32, at most a level of 8 bits.
+    assert np.abs(np.frombuffer(ours, np.uint8).astype(int) - np.frombuffer(native, np.uint8)).max() <= 1
+    state = load_file(host.put_model("diffusion_models", tiny["diffusion_models"]))
+    merged, _ = patch_state(state, [(load_lora(host.put_model("loras", lora)), 0.7)])
+    save_file(merged, host.put_model("diffusion_models", "merged.safetensors"))
+    workflow = edit_workflow()
+    workflow["model"]["inputs"]["model"] = "merged.safetensors"
+    assert pixels(host, workflow) == ours
+
+
+def test_strength_zero_changes_nothing_and_the_report_names_what_did_not_match(host, lora, edit_workflow):
+    file = host.put_model("loras", "odd.safetensors")
+    tensors = load_file(host.put_model("loras", lora))
+    tensors["lora_unet_double_blocks_9_img_mod_lin.lora_down.weight"] = torch.zeros(4, 256)
+    tensors["lora_unet_double_blocks_9_img_mod_lin.lora_up.weight"] = torch.zeros(1536, 4)
+    save_file(tensors, file)
+    workflow = with_lora(edit_workflow(), "KontextLoadLora", lora=file.name, strength=0.0, strength_clip=1.0)
+    workflow["lora"]["inputs"]["clip"] = ["clip", 0]
+    workflow["edit"]["inputs"]["clip"] = ["lora", 1]
+    workflow["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["lora", 2]}}
+    run = host.run(workflow)
+    assert host.pictures(run)[0].tobytes() == pixels(host, edit_workflow())
+    report = run.history["outputs"]["show"]["text"][0]
+    assert report.startswith("odd.safetensors: kohya LoRA, 3 of 4 layers matched")
+    assert "double_blocks_9" in report and "this model has no" in report
+
+
+def test_a_lora_that_matches_nothing_stops_with_a_reason(host, edit_workflow):
+    file = host.put_model("loras", "other.safetensors")
+    layer = "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file(
+        {f"{layer}.lora_down.weight": torch.zeros(4, 3072), f"{layer}.lora_up.weight": torch.zeros(9216, 4)},
+        file,
+    )
+    workflow = with_lora(edit_workflow(), "KontextLoadLora", lora=file.name, strength=1.0, strength_clip=1.0)
+    message = host.error(workflow)
+    assert "changes nothing here" in message and "its size does not fit" in message
