@@ -19,7 +19,8 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def is_widget(entry: list) -> bool:
-    return isinstance(entry[0], list) or entry[0] in WIDGETS
+    socket = len(entry) > 1 and entry[1].get("forceInput")
+    return not socket and (isinstance(entry[0], list) or entry[0] in WIDGETS)
 
 
 def convert(workflow: dict, info: dict) -> dict:
