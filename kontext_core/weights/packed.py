@@ -45,15 +45,21 @@ class Packed:
     def assign(self, data: Tensor, kind: str | None, scale: Tensor | None) -> None:
         """Takes a stored weight as it is, without a copy; `scale` is float8's, one number or one a row."""
         self.kind = kind
-        self.weight = nn.Parameter(data, requires_grad=kind is None and data.is_floating_point())
+        self.weight = nn.Parameter(data, requires_grad=False)
         single = scale is not None and scale.numel() == 1
         self.scale = float(scale) if single else None
         self.row_scale = None if single or scale is None else scale.detach().float().reshape(-1)
 
+    @property
+    def packing(self) -> str | None:
+        """How the weight at hand is packed: None where a plain one was put in the stored one's place."""
+        packed = FLOAT8 if self.kind == "fp8" else (torch.uint8,)
+        return self.kind if self.weight.dtype in packed else None
+
     def unpacked(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """The weight's values in `dtype`; the stored tensor itself when it is that already."""
         data = self.weight if device is None else self.weight.to(device, non_blocking=True)
-        if self.kind is None:
+        if self.packing is None:
             weight = data.to(dtype)
         elif self.kind == "fp8":
             weight = unpack_fp8(data, self.scale if self.row_scale is None else self.row_scale, dtype)
@@ -100,7 +106,7 @@ class Embedding(Packed, nn.Embedding):
         if self.change is not None:
             return F.embedding(ids, self.unpacked(torch.float32, ids.device))
         rows = ids.reshape(-1).to(self.weight.device)
-        if self.kind is None:
+        if self.packing is None:
             found = self.weight[rows]
         elif self.kind == "fp8":
             # Rows of bytes: torch has no gather of float8.

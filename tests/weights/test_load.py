@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from kontext_core.edit import edit_image
 from kontext_core.weights.convert import convert_file
 from kontext_core.weights.load import load_autoencoder, load_clip, load_model, load_t5, load_transformer
 from kontext_core.weights.packed import PackedOperations
@@ -338,3 +339,30 @@ def test_nan_weights_are_found_on_loading(tmp_path, transformer, bad):
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"single_blocks\.0\.linear1\.weight holds NaN"):
         load_transformer(tmp_path / "a.safetensors")
+
+
+def test_a_folder_of_packed_files_makes_a_model_that_edits(model_folder, tmp_path):
+    quantize_file(
+        model_folder / "flux1-small.safetensors", tmp_path / "flux1-kontext-Q4_K_S.gguf", type="Q4_K_S"
+    )
+    quantize_file(
+        model_folder / "text_encoder_2", tmp_path / "t5xxl_fp8_scaled.safetensors", type="fp8_scaled_old"
+    )
+    shutil.copy(model_folder / "text_encoder" / "model.safetensors", tmp_path / "clip_l.safetensors")
+    shutil.copy(model_folder / "ae.safetensors", tmp_path)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(model_folder / name, tmp_path / name)
+    model = load_model(tmp_path)
+    assert model.transformer.compute_dtype == torch.bfloat16
+    assert model.transformer.double_blocks[0].img_attn.qkv.kind == "Q4_K"
+    result = edit_image(model, torch.zeros(1, 3, 32, 32), "make it red", num_steps=1, size=(32, 32))
+    assert torch.isfinite(result.images).all()
+
+
+def test_a_file_with_a_part_in_two_layouts_is_ambiguous(tmp_path, transformer):
+    save_file(state_of(transformer), tmp_path / "a.safetensors")
+    folder = convert_file(tmp_path / "a.safetensors", tmp_path / "d", to="diffusers")
+    both = state_of(transformer) | load_file(folder / "diffusion_pytorch_model.safetensors")
+    save_file(both, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="it holds a FLUX transformer 2 times"):
+        load_transformer(tmp_path / "b.safetensors")

@@ -118,8 +118,16 @@ def test_an_error_in_a_block_puts_its_weights_back(files):
     plan = make_plan(model, int(make_plan(model, None).resident * 0.9))
     streamer = BlockStreamer(model, plan, torch.device("cpu"), file.maps, copies=True)
     before = {key: value.data_ptr() for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError):
-        model(**inputs(model.params, torch.bfloat16) | {"img": torch.zeros(2, 5, 64, dtype=torch.bfloat16)})
+
+    def fail(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    streamed = offload.blocks_of(model)[plan.streamed[-1]]
+    next(
+        child for child in streamed.modules() if isinstance(child, torch.nn.Linear)
+    ).register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(**inputs(model.params, torch.bfloat16))
     assert {key: value.data_ptr() for key, value in model.state_dict().items()} == before
     streamer.close()
 

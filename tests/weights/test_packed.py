@@ -46,3 +46,15 @@ def test_a_change_reaches_packed_weights_and_comes_off_again():
     torch.testing.assert_close(layer(x), before + x.sum(-1, keepdim=True))
     layer.change = None
     assert torch.equal(layer(x), before)
+
+
+def test_a_plain_weight_in_a_packed_ones_place_is_taken_as_it_is():
+    """Hosts put patched weights in, and the stored ones back."""
+    stored = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    layer = PackedOperations.Linear(8, 3, bias=False)
+    layer.assign(stored, "fp8", torch.tensor(0.5))
+    packed = layer.weight
+    layer.weight = torch.nn.Parameter(torch.ones(3, 8))
+    assert torch.equal(layer(torch.ones(1, 8)), torch.full((1, 3), 8.0))
+    layer.weight = packed
+    assert torch.equal(layer.unpacked(torch.float32), stored.float() * 0.5)

@@ -1,0 +1,147 @@
+"""What each quantisation costs: `python benchmarks/quantised_error.py [--json] [--model PATH]`.
+
+One velocity of the transformer from packed weights against the same in float32 from the unquantised file, as a
+relative error, ours beside diffusers' for the GGUF types that it reads. Without --model, on a random transformer
+of the published width with one double- and two single-stream blocks; with it, on that file (kontext-tiny's too).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from kontext_core import latents  # noqa: E402
+from kontext_core.models.transformer import Flux, TransformerParams  # noqa: E402
+from kontext_core.weights.convert import convert_file  # noqa: E402
+from kontext_core.weights.load import load_transformer  # noqa: E402
+from kontext_core.weights.quantize import quantize_file  # noqa: E402
+from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E402
+
+KINDS = ("fp8_scaled", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
+
+
+def write_random(path: Path) -> None:
+    """A bfloat16 file of the published width, normal weights."""
+    params = TransformerParams(depth=1, depth_single_blocks=2)
+    layout = {
+        key: (torch.bfloat16, tuple(p.shape)) for key, p in Flux(params, device="meta").named_parameters()
+    }
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(key: str) -> torch.Tensor:
+        dtype, shape = layout[key]
+        if len(shape) == 1:
+            return torch.full(shape, 1.0 if key.endswith("scale") else 0.01, dtype=dtype)
+        return torch.empty(shape, dtype=dtype).normal_(std=shape[1] ** -0.5, generator=generator)
+
+    write_safetensors(path, layout, ((key, draw(key)) for key in layout))
+
+
+def inputs(params: TransformerParams) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    target, context = latents.position_ids(16, 16), latents.position_ids(16, 16, index=1)
+    return {
+        "img": random(1, 128, params.in_channels),
+        "img_ids": torch.cat((target, context)),
+        "txt": random(1, 32, params.context_in_dim),
+        "txt_ids": torch.zeros(32, 3),
+        "timesteps": torch.tensor([0.6]),
+        "y": random(1, params.vec_in_dim),
+        "guidance": torch.tensor([2.5]) if params.guidance_embed else None,
+    }
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.float() - b).norm() / b.norm()).item()
+
+
+@torch.inference_mode()
+def diffusers_error(path: Path, config: Path, arguments: dict, exact: torch.Tensor) -> float | None:
+    """The same GGUF file in diffusers; None where diffusers or what it needs is not installed."""
+    try:
+        from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
+
+        model = FluxTransformer2DModel.from_single_file(
+            str(path),
+            config=str(config),
+            quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+            torch_dtype=torch.float32,
+        )
+    except ImportError:
+        return None
+    out = model(
+        hidden_states=arguments["img"],
+        encoder_hidden_states=arguments["txt"],
+        pooled_projections=arguments["y"],
+        timestep=arguments["timesteps"],
+        guidance=arguments["guidance"],
+        img_ids=arguments["img_ids"],
+        txt_ids=arguments["txt_ids"],
+    ).sample
+    return relative(out, exact)
+
+
+@torch.inference_mode()
+def measure(source: Path, folder: Path) -> list[dict]:
+    exact_model = load_transformer(source, dtype=torch.float32)
+    arguments = inputs(exact_model.params)
+    exact = exact_model(**arguments)
+    del exact_model
+    half = load_transformer(source, dtype=torch.bfloat16)
+    cast = {
+        key: value if value is None or key.endswith("ids") else value.bfloat16()
+        for key, value in arguments.items()
+    }
+    rows = [{"kind": "bf16", "bytes": source.stat().st_size, "ours": relative(half(**cast), exact)}]
+    del half
+    config = convert_file(source, folder / "transformer", to="diffusers")
+    for kind in KINDS:
+        gguf = not kind.startswith("fp8")
+        started = time.perf_counter()
+        path = quantize_file(source, folder / f"{kind}.{'gguf' if gguf else 'safetensors'}", type=kind)
+        seconds = time.perf_counter() - started
+        row = {"kind": kind, "bytes": path.stat().st_size, "seconds_to_write": seconds}
+        row["ours"] = relative(load_transformer(path, dtype=torch.float32)(**arguments), exact)
+        row["diffusers"] = diffusers_error(path, config, arguments, exact) if gguf else None
+        path.unlink()
+        rows.append(row)
+        print(f"{kind} done", file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model", type=Path, help="an unquantised transformer file instead of random weights"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = args.model or folder / "bf16.safetensors"
+        if args.model is None:
+            write_random(source)
+        rows = measure(source, folder)
+    if args.json:
+        return print(json.dumps(rows))
+    print(f"{'':12}{'MB':>8}{'ours':>10}{'diffusers':>11}   relative error of a velocity")
+    for row in rows:
+        theirs = "" if row.get("diffusers") is None else f"{row['diffusers']:.5f}"
+        print(f"{row['kind']:12}{row['bytes'] / 1e6:8.1f}{row['ours']:10.5f}{theirs:>11}")
+
+
+if __name__ == "__main__":
+    main()
