@@ -96,8 +96,9 @@ class Distillation:
         mse = F.mse_loss(guess, x_0)
         numbers = {"mse": float(mse.detach())}
         blind = t == 1
-        if int(blind.sum()) > 1:  # from pure noise, where variety must be made and can be lost
-            numbers["spread"] = batch_spread(guess[blind]) / max(batch_spread(x_0[blind]), 1e-8)
+        if int(blind.sum()) > 1 and (truth := batch_spread(x_0[blind])) > 1e-3:
+            # from pure noise, where variety must be made and can be lost
+            numbers["spread"] = batch_spread(guess[blind]) / truth
         if self.heads is None:
             return StepLosses(student=mse, numbers=numbers)
 
