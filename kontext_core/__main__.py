@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import edit, files, train, turns
+from .cli import bench, distill, edit, files, train, turns
 
-COMMANDS = (edit, turns, files, train)
+COMMANDS = (edit, turns, files, train, distill, bench)
 
 
 class _Parser(argparse.ArgumentParser):

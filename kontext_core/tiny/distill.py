@@ -1,0 +1,177 @@
+"""The distillation stage of kontext-tiny's recipe: teacher samples, the LADD student, its control, the comparison.
+
+The recipe calls `distill_tiny` with the trained teacher. Every part goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..distill.compare import REGRESSION_STEPS, Row, compare_students, table
+from ..distill.config import DistillConfig
+from ..distill.guards import GuardConfig
+from ..distill.ladd import Distillation
+from ..distill.loop import distill
+from ..distill.student import make_student, save_student
+from ..distill.synthesize import SynthesisConfig, shard_groups, synthesize
+from ..models.transformer import Flux
+from ..training.checkpoint import load_checkpoint
+from ..training.data import LatentDataset
+from ..training.flow import KontextModule
+from ..training.loop import LoopConfig
+
+log = logging.getLogger("kontext")
+
+SYNTHESIS = SynthesisConfig(num_steps=20, batch=50)
+LADD = DistillConfig(head_channels=64, head_lr=5e-4, head_start=50)
+LOOP = LoopConfig(
+    steps=4000,
+    batch=32,
+    lr=1e-4,
+    warmup=50,
+    schedule="stable",
+    ema=0.995,
+    checkpoint_every=200,
+    log_every=20,
+)
+"""For 11 million parameters: AdamW alone, since Muon's updates are of full rank whatever the gradient's noise; the
+heads learn five times faster than the student, which starts as the teacher and has little to move."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyStudents:
+    """What the stage leaves: files (bfloat16, BFL keys), and whether every part is finished."""
+
+    ladd: Path
+    regression: Path
+    finished: bool
+
+
+def distill_tiny(
+    runs: Path,
+    teacher: KontextModule,
+    *,
+    examples: int = 12_000,
+    loop: LoopConfig = LOOP,
+    synthesis: SynthesisConfig = SYNTHESIS,
+    config: DistillConfig = LADD,
+    guards: GuardConfig | None = None,
+    lora_rank: int = 0,
+    control: bool = True,
+    compile_blocks: bool = False,
+    seconds: float | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> TinyStudents:
+    """Distil the trained teacher with the shards of `runs`/latents; work lands in `runs`/distill.
+
+    Args:
+        examples: teacher samples to make, from source shards of every category in turn.
+        loop: of the LADD student; the regression student takes `REGRESSION_STEPS` times as many steps, the same
+            compute.
+        lora_rank: 0 for a full student, else a LoRA, written merged.
+        control: also train the regression student.
+        seconds: stop after this long, resumable.
+
+    Raises:
+        ValueError: no source shards; Collapsed: a guard stopped the training.
+    """
+    started, folder = time.time(), runs / "distill"
+
+    def left() -> float | None:
+        return None if seconds is None else max(0.0, seconds - (time.time() - started))
+
+    sources = _sources(runs / "latents", examples)
+    paths = synthesize(
+        teacher, sources, folder / "latents", synthesis, dtype=dtype, on_shard=lambda *_: left() == 0
+    )
+    students = TinyStudents(
+        ladd=folder / "ladd.safetensors", regression=folder / "regression.safetensors", finished=False
+    )
+    if any(not path.exists() for path in paths):
+        return students
+    groups = shard_groups(paths)
+    data = LatentDataset(groups, {name: len(files) for name, files in groups.items()})
+    log.info("%d teacher samples in %d groups", len(data), len(groups))
+    plans = [("ladd", config, loop)]
+    if control:
+        longer = replace(loop, steps=loop.steps * REGRESSION_STEPS)
+        plans.append(("regression", replace(config, objective="regression"), longer))
+    for name, plan, steps in plans:
+        if _done(folder / name) >= steps.steps and getattr(students, name).exists():
+            continue
+        student = make_student(teacher.transformer, lora_rank=lora_rank)
+        task = Distillation(teacher, student, data, plan, dtype=dtype, compile_blocks=compile_blocks)
+        distill(task, steps, folder / name, guards=guards, stop_after_seconds=left())
+        save_student(student, getattr(students, name), merge=True)
+        if _done(folder / name) < steps.steps:
+            return students
+    return replace(students, finished=True)
+
+
+def _sources(folder: Path, examples: int) -> list[Path]:
+    """Source shards of the training split in the order of their numbers, so that every category comes in turn."""
+    files = sorted(
+        folder.glob("*-train-*.safetensors"), key=lambda path: (path.stem.rsplit("-", 1)[1], path.name)
+    )
+    chosen, count = [], 0
+    for path in files:
+        if count >= examples:
+            break
+        chosen.append(path)
+        count += len(load_file(path)["weight"])
+    if not chosen:
+        raise ValueError(f"no shards in {folder}: run the encode stage first")
+    return chosen
+
+
+def _done(folder: Path) -> int:
+    found = load_checkpoint(folder / "checkpoint")
+    return 0 if found is None else int(found[1]["step"])
+
+
+def compare_tiny(
+    runs: Path,
+    teacher: KontextModule,
+    held_out: Sequence[Path],
+    *,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    synthesis: SynthesisConfig = SYNTHESIS,
+    count: int = 500,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, list[Row]]:
+    """LADD, regression and teacher in 1, 2, 4 steps against the truth, by held-out shard; writes comparison.json.
+
+    Args:
+        held_out: shards of the test split, one a category, targets being the world's own.
+        decode: latents -> pictures, to measure in pictures.
+        count: rows of each shard.
+    """
+    folder = runs / "distill"
+    students = {
+        name: _load(teacher.transformer, folder / f"{name}.safetensors") for name in ("ladd", "regression")
+    }
+    found = {}
+    for path in held_out:
+        rows = {key: value[:count] for key, value in load_file(path).items()}
+        found[path.stem] = compare_students(
+            teacher, students, rows, config=synthesis, decode=decode, dtype=dtype, levels=3 if decode else 2
+        )
+        log.info("%s\n%s", path.stem, table(found[path.stem]))
+    text = json.dumps({name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=1)
+    (folder / "comparison.json").write_text(text)
+    return found
+
+
+def _load(teacher: Flux, path: Path) -> Flux:
+    student = make_student(teacher)
+    student.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return student.eval()
