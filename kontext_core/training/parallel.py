@@ -83,10 +83,10 @@ def shard(module: nn.Module, world: World, dtype: torch.dtype = torch.bfloat16) 
     options = {"mesh": init_device_mesh(kind, (world.size,)), "mp_policy": policy}
     transformer = module.transformer
     for block in transformer.double_blocks:
-        for part in (block.img_mod, block.txt_mod, block):
+        for part in (block.img_mod.lin, block.txt_mod.lin, block):
             fully_shard(part, **options)
     for block in transformer.single_blocks:
-        for part in (block.modulation, block):
+        for part in (block.modulation.lin, block):
             fully_shard(part, **options)
     fully_shard(transformer, **options)
     for encoder in (module.t5, module.clip):
