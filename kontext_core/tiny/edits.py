@@ -303,6 +303,8 @@ def draft_character(dice: Dice) -> Draft | None:
     after = creature_scene(dice, replace(creature, pose=pose), plain=0.55, friend=0.4)
     if after.background == before.background:
         return None
+    if before.background == "room" and creature.top == "horns":
+        return None  # cream horns before a cream wall: the reference would not show them
     parts = [phrases.setting(dice, after)]
     if after.things:
         parts.append(f"{dice.pick(('next to', 'beside'))} {phrases.a(after.things[0].name)}")

@@ -50,9 +50,9 @@ SETTING_LEAD = 0.02
 PALE_SLACK = 0.06  # looks without colours tell backgrounds in a weather hardly apart
 SAME_LOOK = 15.0
 TWIN_LOOK = 6.0
-TONE_SLACK = -0.02
-PART_LEAD = 0.30
-CRISP = 0.45  # of the truth's steepest edges; a blur of one pixel leaves 0.65, of three 0.25
+TONE_SLACK = -0.08
+PART_LEAD = 0.20
+CRISP = 0.40  # of the truth's steepest edges; a blur of one pixel leaves 0.65, of three 0.25
 GRAIN = 0.04  # a truth has 0.01, noise of a tenth 0.09
 CREATURE_REACH = 8
 

@@ -251,3 +251,11 @@ def test_measures_mean_what_they_say() -> None:
     spot[:16, :16] = 0.1
     assert worst_tile(black, spot, everywhere, 16) == pytest.approx(20.0, abs=1e-4)
     assert preference(black, black, grey) == 1.0 and preference(grey, black, grey) == -1.0
+
+
+@pytest.mark.parametrize("size", [(96, 96), (160, 96), (192, 192)])
+def test_other_sizes_are_scored_alike(size: tuple[int, int]) -> None:
+    for category in world.CATEGORIES:
+        right = [world.example("val", category, index, size) for index in (2, 3)]
+        assert all(score(item, item.target).both for item in right), category
+        assert not any(score(item, item.context).done for item in right if item.context is not None)

@@ -19,7 +19,7 @@ from kontext_core.tiny.scene import BIGGER, COLUMNS, SMALLER, THING_SIZE, slot
 ROOT = Path(__file__).parents[2]
 DRAFTS = 400
 GOLDEN_DICE = [566, 449, 415, 517, 273]
-GOLDEN_WORDS = "1f07f1bb0091132c"
+GOLDEN_WORDS = "1bdf7471150d4e2b"
 GOLDEN_MEANS = [171.74, 105.13, 216.24, 161.26, 183.42, 159.64]
 
 
