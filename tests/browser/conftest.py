@@ -83,7 +83,7 @@ class Page:
         self.page, self.tiny, self.errors = page, tiny, []
         page.set_default_timeout(120_000)  # a machine may be busy
         page.on("console", self._collect)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
 
     def _collect(self, message) -> None:
         if message.type == "error" and not any(own in message.text for own in HOSTS_OWN):

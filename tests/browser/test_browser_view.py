@@ -99,7 +99,7 @@ def test_script_in_a_prompt_stays_text(edited):
 def test_an_error_is_said_on_its_node_and_goes_with_the_next_run(edited):
     edited.eval("""() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_error", {detail: {
         node_id: String(window.edit.id), node_type: "KontextEdit",
-        exception_message: "<b>wrong</b> kind of file"}}))""")
+        exception_message: "<b>wrong</b> kind of file", traceback: []}}))""")
     mark = edited.page.locator(".kontext-bad:visible").first
     assert mark.inner_text() == "<b>wrong</b> kind of file"
     edited.eval("window.comfyAPI.api.api.dispatchEvent(new CustomEvent('execution_start', {detail: {}}))")

@@ -134,7 +134,10 @@ def test_a_record_goes_into_the_picture_and_comes_back(host, tiny, edit_workflow
     again = edit_workflow(picture)
     again["read"] = back["read"]
     again["edit"]["inputs"] |= {"prompt": ["read", 1], "seed": ["read", 2], "guidance": ["read", 4]}
-    assert host.pictures(host.run(again))[0].tobytes() == Image.open(path).convert("RGB").tobytes()
+    again["save"] = workflow["save"]
+    (entry,) = host.run(again).history["outputs"]["save"]["images"]
+    second = host.server.base / "output" / entry["subfolder"] / entry["filename"]
+    assert second != path and Image.open(second).tobytes() == Image.open(path).tobytes()
 
     changed = np.asarray(Image.open(path)).copy()
     changed[0, 0] ^= 1
