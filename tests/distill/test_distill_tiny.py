@@ -1,0 +1,74 @@
+"""The recipe's stage: from a teacher and its shards to two students and their comparison, resumable."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kontext_core.distill.config import DistillConfig
+from kontext_core.distill.synthesize import SynthesisConfig
+from kontext_core.tiny.distill import compare_tiny, distill_tiny
+from kontext_core.training.loop import LoopConfig
+
+OPTIONS = {
+    "loop": LoopConfig(steps=2, batch=4, warmup=1, checkpoint_every=1),
+    "synthesis": SynthesisConfig(num_steps=1, batch=16),
+    "config": DistillConfig(head_channels=8),
+    "dtype": torch.float32,
+}
+
+
+@pytest.fixture
+def runs(write_toy_shard, tmp_path):
+    for number, category in enumerate(("local", "style")):
+        write_toy_shard(
+            tmp_path / "latents" / f"edit-64x64-train-{category}-{0:07d}.safetensors",
+            count=8,
+            seed=number,
+            context=True,
+        )
+    write_toy_shard(tmp_path / "latents" / "text-64x64-train-generate-0000000.safetensors", count=8, seed=3)
+    return tmp_path
+
+
+def test_the_stage_makes_both_students_and_goes_on_where_it_stopped(runs, build_module, write_toy_shard):
+    teacher = build_module()
+    first = distill_tiny(runs, teacher, seconds=0, examples=24, **OPTIONS)
+    assert not first.finished
+    for _ in range(12):
+        if first.finished:
+            break
+        first = distill_tiny(runs, teacher, seconds=0.01, examples=24, **OPTIONS)
+    assert first.finished
+    assert len(list((runs / "distill" / "latents").glob("*.safetensors"))) == 3
+    for path in (first.ladd, first.regression):
+        tensors = load_file(path)
+        assert tensors["img_in.weight"].shape == (32, 64)
+        assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    steps = {
+        name: json.loads((runs / "distill" / name / "checkpoint" / "state.json").read_text())["step"]
+        for name in ("ladd", "regression")
+    }
+    assert steps == {"ladd": 2, "regression": 4}, "the same compute"
+
+    held_out = write_toy_shard(runs / "held" / "style.safetensors", count=16, seed=5, context=True)
+    found = compare_tiny(runs, teacher, [held_out], synthesis=OPTIONS["synthesis"], dtype=torch.float32)
+    names = [(row.name, row.num_steps) for row in found["style"]]
+    assert names == [(name, n) for n in (1, 2, 4) for name in ("ladd", "regression", "teacher")] + [
+        ("teacher", 1)
+    ]
+    assert json.loads((runs / "distill" / "comparison.json").read_text())["style"][0]["name"] == "ladd"
+
+
+def test_a_lora_student_is_written_merged(runs, build_module):
+    done = distill_tiny(runs, build_module(), examples=8, lora_rank=2, control=False, **OPTIONS)
+    keys = load_file(done.ladd).keys()
+    assert done.finished and "img_in.weight" in keys and not any("lora" in key for key in keys)
+
+
+def test_without_shards_it_says_what_to_run_first(build_module, tmp_path):
+    with pytest.raises(ValueError, match="run the encode stage first"):
+        distill_tiny(tmp_path, build_module(), **OPTIONS)
