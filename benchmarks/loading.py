@@ -112,11 +112,15 @@ def main() -> None:
         path = Path(folder) / "a.safetensors"
         write_file(path, args.gigabytes)
         report["file_bytes"] = path.stat().st_size
-        # Each way twice, the second time with the file in the system's cache; the second is reported.
-        for how in ("ours", "safetensors") * 2:
+        # In turns, with the file in the system's cache after the first; the best times count.
+        runs: dict[str, list[dict]] = {"ours": [], "safetensors": []}
+        for how in ("ours", "safetensors") * 4:
             command = [sys.executable, __file__, "--child", how, str(path)]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            report[how] = json.loads(output)
+            runs[how].append(json.loads(output))
+        for how, rows in runs.items():
+            report[how] = {key: min(row[key] for row in rows) for key in rows[0] if key != "peak_bytes"}
+            report[how]["peak_bytes"] = max(row["peak_bytes"] for row in rows)
     print(json.dumps(report) if args.json else as_text(report))
 
 
