@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dev
+from kontext_core.edit import edit_image
+from kontext_core.images import load_image, to_uint8
 from kontext_core.tiny import world
+from kontext_core.weights.load import load_model
 from kontext_core.weights.locate import BUNDLED
 
 WORKFLOW = Path(dev.ROOT) / "workflows" / "api" / "local_edit.json"
@@ -57,6 +61,22 @@ def test_the_rest_stays(edited, truth):
     error = np.square(edited - truth.context)[outside].mean()
     # The autoencoder alone comes to about 28 dB; 20 dB is where a person begins to see a difference at this size.
     assert 10 * np.log10(255**2 / error) > 20
+
+
+def test_the_node_gives_what_the_core_gives(edited):
+    inputs = json.loads(WORKFLOW.read_text(encoding="utf-8"))["5"]["inputs"]
+    picture = load_image(dev.ROOT / "workflows" / "input" / "toy_meadow.png")
+    result = edit_image(
+        load_model("kontext-tiny", dtype=torch.float32),
+        picture.image,
+        inputs["prompt"],
+        num_steps=inputs["steps"],
+        guidance=inputs["guidance"],
+        seed=inputs["seed"],
+    )
+    core = to_uint8(result.images)[0].movedim(0, -1).numpy().astype(float)
+    # The host saves by cutting off where the core rounds: one level, and the rounding of 28 float32 steps.
+    assert np.abs(edited - core).max() <= 2
 
 
 def test_previews_show_true_colours(run, edited):
