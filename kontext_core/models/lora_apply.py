@@ -2,9 +2,9 @@
 
 Plain weights are replaced by their patched values and the originals are kept: for weights that lie in a
 memory map that costs no memory, since the file still has them. Packed weights (layers with a `change`
-attribute: fp8, GGUF) stay as they are and are changed each time they are unpacked, which `merge=False` asks
-    for on plain weights
-too. Taking off puts back the very same tensors.
+attribute: fp8, GGUF) stay as they are: plain LoRAs are added to what the layer gives (`low_rank`), all else
+changes the weight each time it is unpacked. `merge=False` asks for this on plain weights too. Taking off puts
+back the very same tensors.
 
 `apply` always means "these LoRAs and no others": calling it again starts from the originals.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .lora import LoraFile, Patch, Unmatched
 from .lora_keys import PART_NAMES
+from .low_rank import LowRank
 
 HOST_PREFIXES = {
     "transformer": "diffusion_model.",
@@ -132,8 +133,8 @@ def apply(modules: Mapping[str, nn.Module], loras: Weighted, *, merge: bool = Tr
         modules: part ("transformer", "t5", "clip") -> network. Patches of other parts are reported as
             unmatched.
         loras: (LoRA, strength), applied in order.
-        merge: replace plain weights by their patched values; False leaves every weight that can be changed on
-            use where it is (slower, no memory).
+        merge: replace plain weights by their patched values; False leaves every weight of a layer that can take
+            its changes on use where it is (slower, no memory).
 
     Returns:
         A report for each LoRA.
@@ -174,7 +175,7 @@ def remove(modules: Mapping[str, nn.Module]) -> None:
             parameter = parameters[name]
             parameter.data = original.to(parameter.device)
         for layer in applied.changed:
-            layer.change = None
+            layer.change = layer.low_rank = None
 
 
 def patch_state(
@@ -271,8 +272,13 @@ def _apply(module: nn.Module, changes: dict[str, list[tuple[Patch, float]]], mer
         layer = layers[layer_name]
         packed = getattr(layer, "kind", None) is not None
         if last == "weight" and hasattr(layer, "change") and (packed or not merge):
-            layer.change = partial(patched, changes=tuple(todo))
             applied.changed.append(layer)
+            if LowRank.fits(todo):
+                layer.low_rank = LowRank(todo)
+                if not layer.low_rank.is_finite:
+                    raise _not_finite(key, todo)
+            else:
+                layer.change = partial(patched, changes=tuple(todo))
             continue
         parameter = parameters[key]
         original = parameter.data
@@ -284,8 +290,12 @@ def _apply(module: nn.Module, changes: dict[str, list[tuple[Patch, float]]], mer
 def _finite(weight: Tensor, key: str, todo: Sequence[tuple[Patch, float]]) -> Tensor:
     values = weight.float() if weight.dtype in _FLOAT8 else weight
     if not bool(torch.isfinite(values).all()):
-        names = ", ".join(f"{patch.source} at strength {strength:g}" for patch, strength in todo)
-        raise ValueError(
-            f"{key} would not be finite with {names}: the LoRA is damaged, or its strength is far too high."
-        )
+        raise _not_finite(key, todo)
     return weight
+
+
+def _not_finite(key: str, todo: Sequence[tuple[Patch, float]]) -> ValueError:
+    names = ", ".join(f"{patch.source} at strength {strength:g}" for patch, strength in todo)
+    return ValueError(
+        f"{key} would not be finite with {names}: the LoRA is damaged, or its strength is far too high."
+    )

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.low_rank import LowRank
 from . import ggml_types
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
-# Applied to an unpacked weight (out,in) just before it is used: how low-rank changes reach packed weights.
+# Applied to an unpacked weight (out,in) just before it is used: how changes that need the weight itself reach
+# packed ones. Plain LoRAs are added to the activations instead; see `LowRank`.
 Change = Callable[[Tensor], Tensor]
 
 
@@ -41,6 +43,7 @@ class Packed:
     scale: float | None = None
     row_scale: Tensor | None
     change: Change | None = None
+    low_rank: LowRank | None = None
 
     def assign(self, data: Tensor, kind: str | None, scale: Tensor | None) -> None:
         """Takes a stored weight as it is, without a copy; `scale` is float8's, one number or one a row."""
@@ -57,7 +60,7 @@ class Packed:
         return self.kind if self.weight.dtype in packed else None
 
     def unpacked(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """The weight's values in `dtype`; the stored tensor itself when it is that already."""
+        """The weight's values in `dtype`, without `low_rank`; the stored tensor itself when it is that already."""
         data = self.weight if device is None else self.weight.to(device, non_blocking=True)
         if self.packing is None:
             weight = data.to(dtype)
@@ -88,8 +91,12 @@ class Linear(Packed, nn.Linear):
         bias = None if self.bias is None else self.bias.to(x)
         weight = self.unpacked(x.dtype, x.device)
         if rows is None:
-            return F.linear(x, weight, bias)
-        return torch.cat([F.linear(group, weight, bias) for group in x.split(rows)])
+            return self._product(x, weight, bias)
+        return torch.cat([self._product(group, weight, bias) for group in x.split(rows)])
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = F.linear(x, weight, bias)
+        return out if self.low_rank is None else self.low_rank.add_to(out, x)
 
 
 class Embedding(Packed, nn.Embedding):
@@ -116,6 +123,8 @@ class Embedding(Packed, nn.Embedding):
             )
         else:
             found = ggml_types.unpack(self.weight[rows], self.kind)
+        if self.low_rank is not None:
+            found = found.float() + self.low_rank.of_rows(rows)
         return found.to(ids.device).view(*ids.shape, -1)
 
 
