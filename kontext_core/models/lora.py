@@ -205,7 +205,7 @@ def save_lora(
     Raises:
         ValueError: a patch is not a LoRA of a whole layer, or there are none, or the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     for patch in patches:
@@ -229,7 +229,8 @@ def save_lora(
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
+        # Written here and not by the package, whose files nobody but their owner may read.
+        partial.write_bytes(save(tensors, metadata={"format": "pt", **(metadata or {})}))
         os.replace(partial, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from ..weights.safetensors_file import save_tensors
 
 _STATE = "state.json"
 
@@ -23,10 +25,7 @@ def save_checkpoint(folder: Path, parts: dict[str, dict[str, Tensor]], state: di
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in parts.items():
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-            partial / f"{name}.safetensors",
-        )
+        save_tensors(partial / f"{name}.safetensors", tensors)
     (partial / _STATE).write_text(json.dumps(state, indent=1))
     if folder.exists():
         # only now may an older one go: it is the last whole checkpoint where a kill left no `folder`
@@ -51,7 +50,4 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """One safetensors file, written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path, ".partial")
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    save_tensors(path, tensors, metadata)

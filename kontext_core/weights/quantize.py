@@ -119,10 +119,27 @@ def pack(values: Tensor, kind: str) -> Tensor:
     """float32 (rows, columns) -> uint8 (rows, bytes) of a GGUF type."""
     if kind in QUANTISERS:
         return pack_k(values, kind)
-    import gguf
+    gguf = _gguf_package(kind)
     import numpy as np
 
     number = gguf.GGMLQuantizationType[kind]
     rows = max(ROWS_BYTES // (4 * values.shape[-1]), 1)
     chunks = [gguf.quantize(chunk.numpy(), number) for chunk in values.split(rows)]
     return torch.from_numpy(np.concatenate(chunks))
+
+
+def _gguf_package(kind: str):
+    """The `gguf` package, which only the writing of some types needs.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        ours = ", ".join(QUANTISERS)
+        raise ValueError(
+            f"writing {kind} needs the package gguf, which is not installed: pip install gguf. "
+            f"Without it {ours} and {', '.join(FP8_TYPES)} can be written, and every GGUF file read."
+        ) from error
+    return gguf

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,6 +220,18 @@ def write_safetensors(
         left = next(expected, None)
         if left is not None:
             raise ValueError(f"{path}: no data came for {left[0]}.")
+
+
+def save_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a dictionary of tensors: the widest dtypes first, which aligns all, then by name.
+
+    Unlike the safetensors package's own function it lets the umask decide who may read the file.
+    """
+    keys = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
+    layout = {key: (tensors[key].dtype, tuple(tensors[key].shape)) for key in keys}
+    write_safetensors(path, layout, ((key, tensors[key]) for key in keys), metadata)
 
 
 def write_tensor(file, tensor: Tensor) -> None:

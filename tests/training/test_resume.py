@@ -124,7 +124,7 @@ def test_at_every_moment_of_writing_a_whole_checkpoint_is_found(tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint.os, "replace", counted(checkpoint.os.replace))
             patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
-            patch.setattr(checkpoint, "save_file", counted(checkpoint.save_file))
+            patch.setattr(checkpoint, "save_tensors", counted(checkpoint.save_tensors))
             try:
                 save(kill_at)
             except Killed:

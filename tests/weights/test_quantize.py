@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kontext_core.models.lora import lora_patch, save_lora
+from kontext_core.training.checkpoint import save_weights
+from kontext_core.weights.files import open_weights
 from kontext_core.weights.parts import open_part
 from kontext_core.weights.quantize import GGUF_TYPES, quantize_file
+from kontext_core.weights.safetensors_file import save_tensors
 
 # Root mean square of a uniform error of one step, over the root mean square of normal weights whose largest of a
 # block of 32 is about 2.1 sigma: step/sqrt(12) with steps 2.1/127, 4.2/31, 4.2/15 …, a quarter more for rounding
@@ -112,3 +119,45 @@ def test_small_parts_are_not_quantised(tmp_path, autoencoder):
     )
     with pytest.raises(ValueError, match="is small and is not quantised"):
         quantize_file(tmp_path / "ae.safetensors", tmp_path / "b.gguf", type="Q8_0")
+
+
+def test_without_the_gguf_package_the_message_says_what_to_install_and_what_can_be_written(
+    tmp_path, source, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+    with pytest.raises(
+        ValueError, match=r"Q8_0 needs the package gguf, .*pip install gguf.*Q4_K.*fp8_scaled"
+    ):
+        quantize_file(source, tmp_path / "a.gguf", type="Q8_0")
+    assert not list(tmp_path.iterdir())
+    assert quantize_file(source, tmp_path / "a.gguf", type="Q4_K").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_files_are_as_readable_as_the_umask_says(tmp_path, source):
+    before = os.umask(0o027)
+    try:
+        quantize_file(source, tmp_path / "a.gguf", type="F16")
+        quantize_file(source, tmp_path / "b.safetensors", type="fp8_scaled")
+        save_weights(tmp_path / "c.safetensors", {"a": torch.ones(2)})
+        save_lora(tmp_path / "d.safetensors", [lora_patch("img_in", torch.ones(1, 2), torch.ones(2, 1))])
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("a.gguf", "b.safetensors", "c.safetensors", "d.safetensors"), "0o640")
+
+
+def test_tensors_of_several_dtypes_are_written_aligned_and_read_back(tmp_path):
+    tensors = {
+        "a": torch.arange(3, dtype=torch.uint8),
+        "b": torch.randn(3, 2).t(),
+        "c": torch.tensor(7),
+        "d": torch.ones(3, dtype=torch.bfloat16),
+        "e": torch.zeros(0, 4),
+    }
+    save_tensors(tmp_path / "a.safetensors", tensors, {"made": "here"})
+    back = load_file(tmp_path / "a.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[key], tensors[key]) for key in tensors)
+    file = open_weights(tmp_path / "a.safetensors")
+    assert file.metadata == {"made": "here"}
+    assert all(file.tensors[key].start % tensors[key].dtype.itemsize == 0 for key in tensors)
