@@ -142,7 +142,9 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
         few_step=find_few_step(path.parent) if path.parent == BUNDLED_FOLDER else None,
     )
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return patcher(model, load_device=device, offload_device=offload)
+    result = patcher(model, load_device=device, offload_device=offload)
+    model.diffusion_model.steps.watch(result)
+    return result
 
 
 def latent_format(folder: Path) -> comfy.latent_formats.Flux:

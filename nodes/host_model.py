@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import comfy.cli_args
 import comfy.ldm.common_dit
 import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,11 @@ from torch import Tensor
 
 from ..kontext_core import latents
 from ..kontext_core.conditioning import place_references
-from ..kontext_core.models.transformer import Flux, TransformerParams, timestep_embedding
+from ..kontext_core.models.attention import attention
+from ..kontext_core.models.rope import Rope
+from ..kontext_core.models.tiled import Scratch
+from ..kontext_core.models.transformer import Flux, ModulationTables, TransformerParams, timestep_embedding
+from .host_steps import StepCache, planned_step
 
 ZERO_TIME = "index_timestep_zero"  # references modulated as clean pictures (t = 0); placed as "index"
 
@@ -62,6 +68,34 @@ def _calls_attention_patches() -> bool:
 ATTENTION_PATCHES = _calls_attention_patches()
 
 
+def _host_attention_is_last_resort() -> bool:
+    """Whether the host attends by parts only because nobody chose: on a CPU it does, though PyTorch's is faster."""
+    chosen = comfy.ldm.flux.math.optimized_attention
+    args = comfy.cli_args.args
+    asked = args.use_split_cross_attention or args.use_quad_cross_attention
+    return not asked and chosen is comfy.ldm.modules.attention.attention_sub_quad
+
+
+LAST_RESORT = _host_attention_is_last_resort()
+
+
+class _Call(NamedTuple):
+    """What the blocks of one call share.
+
+    Attributes:
+        vec, pe: what patches are given; a block that gets these very tensors back may use `tables` and `rope`.
+        pe: in the host's form; None while no patch is there to read it.
+        segments: for references told t = 0.
+    """
+
+    vec: Tensor
+    tables: ModulationTables | None
+    pe: Tensor | None
+    rope: Rope
+    segments: _Segments | None
+    scratch: Scratch
+
+
 class HostTransformer(Flux):
     """`kontext_core`'s Flux as the host builds and calls it.
 
@@ -86,6 +120,7 @@ class HostTransformer(Flux):
         self.pe_embedder = comfy.ldm.flux.layers.EmbedND(
             dim=params.hidden_size // params.num_heads, theta=params.theta, axes_dim=list(params.axes_dim)
         )
+        self.steps = StepCache()
 
     def forward(
         self,
@@ -134,10 +169,18 @@ class HostTransformer(Flux):
         num_target = tokens[0].shape[1]
         if references:
             options["reference_image_num_tokens"] = [part.shape[1] for part in tokens[1:]]
+        sampling = self.steps.sampling(options)
+        embedded = [self.img_in(tokens[0])]
+        if references:
+            given = torch.cat(tokens[1:], dim=1)
+            embed = partial(self.img_in, given)
+            embedded.append(embed() if sampling is None else sampling.references.get((given,), embed))
+        text = partial(self.txt_in, context)
         out = self._blocks(
-            torch.cat(tokens, dim=1),
+            sampling,
+            torch.cat(embedded, dim=1),
             ids.expand(len(x), -1, -1),
-            context,
+            text() if sampling is None else sampling.texts.get((context,), text),
             timestep,
             y,
             guidance,
@@ -179,15 +222,30 @@ class HostTransformer(Flux):
         return vec + self.vector_in(y[:, : self.params.vec_in_dim].repeat(repeats, 1).to(dtype))
 
     def _blocks(
-        self, img, img_ids, txt, timestep, y, guidance, control, options, mask, *, num_target, zero_time
+        self,
+        sampling,
+        img,
+        img_ids,
+        txt,
+        timestep,
+        y,
+        guidance,
+        control,
+        options,
+        mask,
+        *,
+        num_target,
+        zero_time,
     ) -> Tensor:
+        """img (B, N+M, hidden) and txt (B, L, hidden) embedded -> velocity tokens (B, N, out_channels)."""
         patches = options.get("patches", {})
         replace = options.get("patches_replace", {}).get("dit", {})
         batch = len(img)
-        img = self.img_in(img)
-        times = torch.cat((timestep, timestep * 0)) if zero_time else timestep
-        vec = self._vector(times, y, guidance, img.dtype)
-        txt = self.txt_in(txt)
+        vector = partial(self._vector, y=y, guidance=guidance, dtype=img.dtype)
+        if zero_time:
+            vec, tables = vector(torch.cat((timestep, timestep * 0))), None
+        else:
+            vec, tables = planned_step(self, sampling, timestep, img.dtype, (y, guidance), vector)
         txt_ids = img_ids.new_zeros(batch, txt.shape[1], 3)
         for patch in patches.get("post_input", ()):
             out = patch(
@@ -200,22 +258,30 @@ class HostTransformer(Flux):
                 }
             )
             img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"], out["txt_ids"]
-        pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
+        ids = torch.cat((txt_ids, img_ids), dim=1)
+        seen = bool(replace) or (ATTENTION_PATCHES and bool(patches.get("attn1_patch")))
         num_text = txt.shape[1]
-        segments = _Segments(batch, num_text, num_target, img.shape[1] - num_target) if zero_time else None
+        call = _Call(
+            vec=vec,
+            tables=tables,
+            pe=self.pe_embedder(ids) if seen else None,
+            rope=self.steps.rope(self, ids),
+            segments=_Segments(batch, num_text, num_target, img.shape[1] - num_target) if zero_time else None,
+            scratch=Scratch(),
+        )
 
         options.update(total_blocks=len(self.double_blocks), block_type="double")
-        for index, block in enumerate(self.double_blocks):
+        for index in range(len(self.double_blocks)):
             options["block_index"] = index
             arguments = {
                 "img": img,
                 "txt": txt,
                 "vec": vec,
-                "pe": pe,
+                "pe": call.pe,
                 "attn_mask": mask,
                 "transformer_options": options,
             }
-            run = partial(self._double, block, segments)
+            run = partial(self._double, index, call)
             if ("double_block", index) in replace:
                 out = replace["double_block", index](arguments, {"original_block": run})
             else:
@@ -228,42 +294,70 @@ class HostTransformer(Flux):
         x = torch.cat((txt, img), dim=1)
         options.update(total_blocks=len(self.single_blocks), block_type="single")
         options["img_slice"] = [num_text, x.shape[1]]
-        for index, block in enumerate(self.single_blocks):
+        for index in range(len(self.single_blocks)):
             options["block_index"] = index
-            arguments = {"img": x, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
-            run = partial(self._single, block, segments)
+            arguments = {
+                "img": x,
+                "vec": vec,
+                "pe": call.pe,
+                "attn_mask": mask,
+                "transformer_options": options,
+            }
+            run = partial(self._single, index, call)
             if ("single_block", index) in replace:
                 x = replace["single_block", index](arguments, {"original_block": run})["img"]
             else:
                 x = run(arguments)["img"]
             x = _add_control(x, control, "output", index, num_text)
-        modulation = self.final_layer.adaLN_modulation[1](F.silu(vec[:batch]))
+        if tables is None:
+            modulation = self.final_layer.adaLN_modulation[1](F.silu(vec[:batch]))
+        else:
+            modulation = tables.final
         return self.final_layer(x[:, num_text : num_text + num_target], modulation)
 
-    def _double(self, block, segments: _Segments | None, arguments: dict) -> dict:
+    def _double(self, index: int, call: _Call, arguments: dict) -> dict:
         """A double-stream block on what a patch hands to `original_block`."""
-        silu = F.silu(arguments["vec"])
-        img_mod = block.img_mod(silu)
-        txt_mod = block.txt_mod(silu)
-        if segments is not None:
-            img_mod, txt_mod = segments.image(img_mod), segments.text(txt_mod)
+        block = self.double_blocks[index]
+        if call.tables is not None and arguments["vec"] is call.vec:
+            img_mod, txt_mod = call.tables.double[index]
+        else:
+            silu = F.silu(arguments["vec"])
+            img_mod, txt_mod = block.img_mod(silu), block.txt_mod(silu)
+        if call.segments is not None:
+            img_mod, txt_mod = call.segments.image(img_mod), call.segments.text(txt_mod)
         img, txt = arguments["img"], arguments["txt"]
-        attend = partial(self._attend, arguments, txt.shape[1])
-        img, txt = block(img, txt, img_mod, txt_mod, None, attend, arguments.get("attn_mask"))
+        rope, attend = self._rope_and_attention(call, arguments, txt.shape[1])
+        mask = arguments.get("attn_mask")
+        img, txt = block(img, txt, img_mod, txt_mod, rope, attend, mask, call.scratch)
         if txt.dtype == torch.float16:
             txt = torch.nan_to_num(txt, nan=0.0, posinf=65504, neginf=-65504)
         return {"img": img, "txt": txt}
 
-    def _single(self, block, segments: _Segments | None, arguments: dict) -> dict:
-        mod = block.modulation(F.silu(arguments["vec"]))
-        if segments is not None:
-            mod = segments.joined(mod)
+    def _single(self, index: int, call: _Call, arguments: dict) -> dict:
+        block = self.single_blocks[index]
+        if call.tables is not None and arguments["vec"] is call.vec:
+            mod = call.tables.single[index]
+        else:
+            mod = block.modulation(F.silu(arguments["vec"]))
+        if call.segments is not None:
+            mod = call.segments.joined(mod)
         num_text = arguments["transformer_options"]["img_slice"][0]
-        attend = partial(self._attend, arguments, num_text)
-        x = block(arguments["img"], mod, None, attend, arguments.get("attn_mask"))
+        rope, attend = self._rope_and_attention(call, arguments, num_text)
+        x = block(arguments["img"], mod, rope, attend, arguments.get("attn_mask"), call.scratch)
         if x.dtype == torch.float16:
             x = torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504)
         return {"img": x}
+
+    def _rope_and_attention(self, call: _Call, arguments: dict, num_text: int):
+        """(tables for the block, its attention): ours, unless a patch wants to see or has changed what is turned."""
+        options = arguments["transformer_options"]
+        patches = options.get("patches", {})
+        watched = ATTENTION_PATCHES and (patches.get("attn1_patch") or patches.get("attn1_output_patch"))
+        if watched or arguments["pe"] is not call.pe:
+            return None, partial(self._attend, arguments, num_text)
+        if LAST_RESORT and "optimized_attention_override" not in options:
+            return call.rope, attention
+        return call.rope, partial(_host_attention, options)
 
     def _attend(self, arguments: dict, num_text: int, q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:
         """The host's rotation and attention, with its overrides and other packs' attention patches."""
@@ -278,6 +372,11 @@ class HostTransformer(Flux):
         for patch in patches.get("attn1_output_patch", ()):
             out = patch(out, extra)
         return out
+
+
+def _host_attention(options: dict, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention that the host chose, on turned queries and keys."""
+    return comfy.ldm.flux.math.attention(q, k, v, pe=None, mask=mask, transformer_options=options)
 
 
 class _Segments:

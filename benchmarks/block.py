@@ -1,0 +1,117 @@
+"""One block at full width: ours, compiled or not, the peers, and the limit of its own products and attention."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import Any
+
+import torch
+from measure import alternate, describe, machine, medians, ratios, table
+from peers import Case
+
+RIVALS = ("limit", "kontext_core", "kontext_core_compiled", "diffusers", "comfyui", "reference")
+
+
+def measure(
+    tokens: list[int], text: int, rounds: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Seconds and ratios of a block of each kind; `single` and `double` are those of the first length."""
+    lengths = {}
+    with torch.inference_mode():
+        for image in tokens:
+            lengths[str(image)] = {
+                kind: _one(kind, text, image, rounds, device, dtype) for kind in ("single", "double")
+            }
+    return {
+        **lengths[str(tokens[0])],
+        "lengths": lengths,
+        "text_tokens": text,
+        "rounds": rounds,
+        **machine(device, dtype),
+    }
+
+
+def _one(
+    kind: str, text: int, image: int, rounds: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    case = Case(kind, text, image, device, dtype)
+    ours = case.ours()
+    rivals = {
+        "limit": case.limit(),
+        "kontext_core": ours,
+        "kontext_core_compiled": _compiled(case),
+        "diffusers": case.diffusers(),
+        "comfyui": case.comfyui(),
+        "reference": case.reference(),
+    }
+    present = {name: run for name, run in rivals.items() if run is not None}
+    expected, worst = _tensors(ours(*case.inputs())), 0.0
+    scale = max(float(part.abs().max()) for part in expected)
+    compile_s = None
+    for name, run in present.items():
+        if name in ("limit", "kontext_core"):
+            continue
+        print(f"{kind}, {image} tokens: {name}", file=sys.stderr)
+        started = time.perf_counter()
+        found = _tensors(run(*case.inputs()))
+        if name == "kontext_core_compiled":
+            compile_s = time.perf_counter() - started
+        worst = max([worst, *(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))])
+    del expected, found
+    gc.collect()
+    times = alternate(present, rounds, inputs=case.inputs, warmup=0)
+    seconds, relative = medians(times), ratios(times, "limit")
+    report: dict[str, Any] = {f"{name}_s": seconds.get(name) for name in RIVALS}
+    report["ratios_to_limit"] = {name: relative.get(name) for name in RIVALS}
+    report["max_abs_difference"] = worst
+    report["largest_value"] = scale
+    report["first_compiled_call_s"] = compile_s
+    return report
+
+
+def _compiled(case: Case):
+    """The same block compiled as `kontext_core.models.regional` does it; None without a compiler."""
+    from kontext_core.models.regional import compiler_problem
+
+    problem = compiler_problem(case.device.type)
+    if problem is not None:
+        print(f"not compiled: {problem}", file=sys.stderr)
+        return None
+    eager, block = case.ours(), case.block
+    block.compile(dynamic=True)
+    implementation, block._compiled_call_impl = block._compiled_call_impl, None
+
+    def run(*tokens):
+        block._compiled_call_impl = implementation
+        try:
+            return eager(*tokens)
+        finally:
+            block._compiled_call_impl = None
+
+    return run
+
+
+def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(part.clone().float() for part in (value if isinstance(value, tuple) else (value,)))
+
+
+def as_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"One block at full width, {report['text_tokens']} text tokens; {describe(report)}; limit = 1.00",
+        "",
+    ]
+    heads, rows = [""], {name: [name] for name in RIVALS}
+    for image, kinds in report["lengths"].items():
+        for kind, row in kinds.items():
+            heads.append(f"{kind}, {image} picture tokens")
+            for name in RIVALS:
+                ratio = row["ratios_to_limit"][name]
+                seconds = row[f"{name}_s"]
+                rows[name].append(None if ratio is None else f"{ratio:.3f} ({seconds:.2f} s)")
+    lines.append(table(heads, list(rows.values())))
+    worst = max(row["max_abs_difference"] for kinds in report["lengths"].values() for row in kinds.values())
+    largest = max(row["largest_value"] for kinds in report["lengths"].values() for row in kinds.values())
+    lines.append(f"\nlargest difference between outputs {worst:.2g} (of values up to {largest:.2g})")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Speed in one run: `python benchmarks/run.py [NAME …] [--json] [--quick]`; all of it without a name.
+
+block    one block of the published width beside diffusers, ComfyUI, the reference and its own limit
+host     our MODEL in a real ComfyUI beside a native MODEL of the same weights
+context  what each accelerated mode saves and what it costs in edits done and kept, with kontext-tiny
+growth   time, memory and operations against pixels, references, steps and batch, and a plot of them
+start    imports, the command line, the pack, the first and the second edit
+
+Peers take part where they are: diffusers if installed, ComfyUI from COMFYUI_PATH or as dev.py prepares it, and
+FLUX_REFERENCE=/path/to/flux for black-forest-labs' own code. All rivals run in turn over the same weights; what is
+quoted is the median over the rounds of the ratios within a round. `--json` prints one object: the report of the one
+name given, or {name: report}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+NAMES = ("block", "host", "context", "growth", "start")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it run?")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", help="picture tokens of a block (default: 2048 8192)"
+    )
+    parser.add_argument("--text", type=int, help="text tokens (default: 512)")
+    parser.add_argument("--rounds", type=int, help="rounds of all rivals in turn (default: 3)")
+    parser.add_argument("--count", type=int, help="edits a category that are scored (default: 100)")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: what is fast here"
+    )
+    parser.add_argument("--plot", type=Path, help="where growth draws (default: output/growth.png)")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in NAMES]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; choose from {', '.join(NAMES)}")
+    names = args.names or list(NAMES)
+    reports = {}
+    for name in names:
+        report = RUNNERS[name](args)
+        reports[name] = report
+        if not args.json:
+            print(importlib.import_module(MODULES[name]).as_text(report), end="\n\n", flush=True)
+    if args.json:
+        print(json.dumps(reports[names[0]] if len(args.names) == 1 else reports))
+
+
+MODULES = {"block": "block", "host": "host_step", "context": "context", "growth": "growth", "start": "start"}
+
+
+def _place(args: argparse.Namespace):
+    """(device, dtype): as asked, else the fastest device and what it is fast at."""
+    import torch
+
+    from kontext_core.devices import fast_dtype
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, getattr(torch, args.dtype) if args.dtype else fast_dtype(device, torch.bfloat16)
+
+
+def run_block(args: argparse.Namespace) -> dict:
+    import block
+
+    quick = args.quick
+    return block.measure(
+        args.tokens or ([256] if quick else [2048, 8192]),
+        args.text or (64 if quick else 512),
+        args.rounds or (1 if quick else 3),
+        *_place(args),
+    )
+
+
+RUNNERS = {"block": run_block}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""torch.compile for the transformer's repeated blocks: two compilations serve all 57 of them.
+
+The blocks are compiled in place (`nn.Module.compile`), so keys, LoRAs and offloading stay as they are. Token counts
+are symbolic from the first call on: another picture size, prompt or set of weights compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import lru_cache
+
+import torch
+
+from .transformer import Flux
+
+logger = logging.getLogger("kontext")
+
+
+@lru_cache(maxsize=4)
+def compiler_problem(device_type: str) -> str | None:
+    """Why nothing can be compiled for this kind of device, or None: one small function is compiled to find out."""
+    try:
+        probe = torch.compile(lambda x: x.sin() + 1, dynamic=True)
+        probe(torch.zeros(8, device=device_type))
+    except Exception as error:  # whatever a missing compiler raises: the edit must go on without it
+        return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return None
+
+
+def compile_blocks(transformer: Flux) -> bool:
+    """Compile every block in place, at its first call. Without a compiler a warning says so and nothing changes.
+
+    Returns:
+        Whether the blocks are compiled.
+    """
+    device = transformer.final_layer.linear.weight.device
+    problem = compiler_problem(device.type)
+    if problem is not None:
+        logger.warning(
+            "not compiled, since this machine has no working compiler for %s: %s", device.type, problem
+        )
+        return False
+    for block in (*transformer.double_blocks, *transformer.single_blocks):
+        if block._compiled_call_impl is None:
+            block.compile(dynamic=True)
+    return True
+
+
+def is_compiled(transformer: Flux) -> bool:
+    """Whether `compile_blocks` is in effect."""
+    blocks = (*transformer.double_blocks, *transformer.single_blocks)
+    return any(block._compiled_call_impl is not None for block in blocks)
+
+
+def undo(transformer: Flux) -> None:
+    """Back to eager blocks."""
+    for block in (*transformer.double_blocks, *transformer.single_blocks):
+        block._compiled_call_impl = None
+
+
+class CompileClock:
+    """Seconds that torch has spent compiling and how many graphs it made, between `with` and its end."""
+
+    def __enter__(self) -> CompileClock:
+        self.graphs, self.seconds = 0, 0.0
+        self._before = _counted()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.graphs = _counted() - self._before
+        self.seconds = time.perf_counter() - self._started
+
+
+def _counted() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
