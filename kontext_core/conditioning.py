@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from . import latents
+from .cache import cache_of
 
 if TYPE_CHECKING:
     from .weights.load import KontextModel
@@ -53,23 +55,30 @@ def encode_prompt(model: KontextModel, prompts: Sequence[str]) -> PromptConditio
     """Encode prompts with the model's T5 and CLIP, each padded to the model's own length.
 
     Text over a token limit is cut, and unknown words are passed as the tokenizer's unknown token; both are
-    told in `warnings`.
+    told in `warnings`. Each prompt is encoded by itself and only once; see `cache`.
     """
     if not prompts:
         raise ValueError("no prompt given: pass at least one, '' for none")
+    cache = cache_of(model.t5, model.clip, model.t5_tokenizer, model.clip_tokenizer)
+    rows = [cache.get(prompt, partial(_encode_one, model, prompt)) for prompt in prompts]
+    txt, vec = (torch.cat([row[i].to(model.device) for row in rows]) for i in (0, 1))
+    return PromptConditioning(txt=txt, vec=vec, warnings=tuple(line for row in rows for line in row[2]))
+
+
+def _encode_one(model: KontextModel, prompt: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """(txt (1, L, context_in), vec (1, vec_in), warnings) of one prompt."""
     warnings: list[str] = []
     with torch.inference_mode():
-        t5_tokens = model.t5_tokenizer.encode(list(prompts))
-        clip_tokens = model.clip_tokenizer.encode(list(prompts))
-        for prompt, cut, unknown in zip(prompts, t5_tokens.cut, t5_tokens.unknown, strict=True):
-            limit = t5_tokens.ids.shape[1]
-            if cut:
-                warnings.append(f"the prompt is over {limit} tokens; cut off and not read: “{cut}”")
-            if unknown:
-                warnings.append(f"{model.name} does not know: {', '.join(unknown)} (in “{prompt}”)")
+        t5_tokens = model.t5_tokenizer.encode([prompt])
+        clip_tokens = model.clip_tokenizer.encode([prompt])
+        limit, cut, unknown = t5_tokens.ids.shape[1], t5_tokens.cut[0], t5_tokens.unknown[0]
+        if cut:
+            warnings.append(f"the prompt is over {limit} tokens; cut off and not read: “{cut}”")
+        if unknown:
+            warnings.append(f"{model.name} does not know: {', '.join(unknown)} (in “{prompt}”)")
         txt = model.t5(t5_tokens.ids.to(model.device))
         _, vec = model.clip(clip_tokens.ids.to(model.device))
-    return PromptConditioning(txt=txt, vec=vec, warnings=tuple(warnings))
+    return txt, vec, tuple(warnings)
 
 
 def place_references(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import geometry, latents, schedules
+from .cache import cache_of, content
 from .conditioning import Convention, encode_prompt, make_references
 from .denoise import Denoiser
 from .models.tiling import decode_within, encode_within
@@ -147,9 +148,16 @@ def edit_image(
 
 @torch.inference_mode()
 def encode_image(model: KontextModel, image: Tensor) -> Tensor:
-    """Picture (B, 3, H, W) in [-1, 1] -> scaled latent (B, 16, h, w), float32."""
+    """Picture (B, 3, H, W) in [-1, 1] -> scaled latent (B, 16, h, w), float32; each picture once, see `cache`."""
     weight = next(model.autoencoder.parameters())
-    return encode_within(model.autoencoder, image.to(weight), model.autoencoder_budget).float()
+    cache = cache_of(model.autoencoder)
+
+    def encode(picture: Tensor) -> tuple[Tensor]:
+        return (encode_within(model.autoencoder, picture.to(weight), model.autoencoder_budget).float(),)
+
+    key = model.autoencoder_budget  # by which a large picture is encoded in tiles or not
+    rows = [cache.get((content(picture), key), partial(encode, picture)) for picture in image.split(1)]
+    return torch.cat([row[0].to(weight.device) for row in rows])
 
 
 @torch.inference_mode()

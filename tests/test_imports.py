@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     LEAVES,
     ("models",),
-    ("samplers", "registration", "prompts"),
+    ("samplers", "cache", "registration", "prompts"),
     ("presets", "preserve", "preview", "record"),
     ("weights",),
     ("conditioning",),
