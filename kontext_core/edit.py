@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import geometry, latents, schedules
+from .accelerate import Accelerate, Saved
 from .cache import cache_of, content
 from .conditioning import Convention, encode_prompt, make_references
 from .denoise import Denoiser
@@ -34,6 +35,7 @@ class EditResult:
         seeds: each picture's own seed.
         seconds: of "encode", "sample", "decode".
         warnings: what was cut from or not known in the prompts.
+        saved: what `accelerate` skipped; None without it.
     """
 
     images: Tensor
@@ -44,6 +46,7 @@ class EditResult:
     guidance: float
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    saved: Saved | None = None
 
 
 def edit_image(
@@ -63,6 +66,7 @@ def edit_image(
     batch: int | None = None,
     reference_latents: Sequence[Tensor] = (),
     bfl_noise: bool = False,
+    accelerate: Accelerate | None = None,
     on_step: OnStep | None = None,
 ) -> EditResult:
     """Edit pictures by instruction, or make them from text when there is none.
@@ -84,6 +88,7 @@ def edit_image(
         reference_latents: scaled latents (B or 1, 16, h, w) taken as references as they are; the first one sets the
             size when there is no picture.
         bfl_noise: draw noise as black-forest-labs/flux does.
+        accelerate: approximations that skip work between steps; none by default, which is exact.
         on_step: progress, preview and cancel.
 
     Raises:
@@ -114,7 +119,14 @@ def edit_image(
 
     grid = grid_of(h * w // latents.PATCH**2)
     denoiser = Denoiser(
-        transformer, conditioning, references, h, w, guidance=guidance, planned=grid[:-1].tolist()
+        transformer,
+        conditioning,
+        references,
+        h,
+        w,
+        guidance=guidance,
+        planned=grid[:-1].tolist(),
+        accelerate=accelerate,
     )
     x = latents.pack(latents.noise(batch, h, w, seeds, bfl=bfl_noise)).to(denoiser.device)
     x = sample(denoiser, x, grid, on_step)
@@ -143,6 +155,7 @@ def edit_image(
             "decode": time.perf_counter() - sampled,
         },
         warnings=warnings,
+        saved=denoiser.saved,
     )
 
 

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     LEAVES,
     ("models",),
-    ("samplers", "cache", "registration", "prompts"),
+    ("samplers", "cache", "accelerate", "registration", "prompts"),
     ("presets", "preserve", "preview", "record"),
     ("weights",),
     ("conditioning",),

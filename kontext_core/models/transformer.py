@@ -353,10 +353,22 @@ class BlockHooks:
 
 
 class Prepared(NamedTuple):
-    """What stays the same through all steps of a sampling: projected text (B, L, hidden) and RoPE tables."""
+    """What stays the same through all steps of a sampling.
+
+    txt: projected text (B, L, hidden); rope: tables of all tokens; context: embedded context tokens (B, M, hidden),
+    if they are not among the tokens that `forward` is given.
+    """
 
     txt: Tensor
     rope: Rope
+    context: Tensor | None = None
+
+    def part(self, num_text: int, tokens: Tensor | None, num_target: int) -> Prepared:
+        """The same for the text and some of the target's tokens (numbers; None for all), without context."""
+        chosen = slice(0, num_text + num_target)
+        if tokens is not None:
+            chosen = torch.cat((torch.arange(num_text, device=tokens.device), num_text + tokens))
+        return Prepared(self.txt, Rope(self.rope.cos[:, :, chosen], self.rope.sin[:, :, chosen]))
 
 
 class Flux(nn.Module):
@@ -447,16 +459,19 @@ class Flux(nn.Module):
             table(self.final_layer.adaLN_modulation[1]),
         )
 
-    def prepare(self, txt: Tensor, txt_ids: Tensor, img_ids: Tensor) -> Prepared:
+    def prepare(
+        self, txt: Tensor, txt_ids: Tensor, img_ids: Tensor, context: Tensor | None = None
+    ) -> Prepared:
         """What does not change between steps, for `forward(prepared=…)`.
 
         Args:
+            context: (B, M, in_channels), embedded here once; `forward` is then given the target's tokens alone.
             txt: (B, L, context_in).
             txt_ids: (L, 3) or (B, L, 3).
             img_ids: (N+M, 3) or (B, N+M, 3).
         """
         rope = rope_tables(torch.cat((txt_ids, img_ids), dim=-2), self.params.axes_dim, self.params.theta)
-        return Prepared(self.txt_in(txt), rope)
+        return Prepared(self.txt_in(txt), rope, None if context is None else self.img_in(context))
 
     def forward(
         self,
@@ -478,7 +493,7 @@ class Flux(nn.Module):
         """The velocity of the target tokens.
 
         Args:
-            img: (B, N+M, in_channels), target tokens first, context tokens after them.
+            img: (B, N+M, in_channels), target tokens first, context tokens after them unless they are prepared.
             img_ids: (N+M, 3) or (B, N+M, 3).
             txt: (B, L, context_in); txt_ids: (L, 3) or (B, L, 3).
             timesteps: (B,) in 0..1; y: (B, vec_in); guidance: (B,).
@@ -494,8 +509,10 @@ class Flux(nn.Module):
             modulation = self.modulation_tables(timesteps, y, guidance, img.dtype)
         hooks = hooks or _NO_HOOKS
         scratch = tiled.Scratch()
-        txt, rope = prepared
+        txt, rope, context = prepared
         img = self.img_in(img)
+        if context is not None:
+            img = torch.cat((img, context), dim=1)
         for index, (block, (img_mod, txt_mod)) in enumerate(
             zip(self.double_blocks, modulation.double, strict=True)
         ):
