@@ -2,9 +2,8 @@
 
 Loads one bfloat16 transformer file of the published width with `load_transformer` and with
 `safetensors.torch.load_file`, each in a process of its own: seconds until the module is there, seconds until
-every weight was read once, and peak memory above what the imports take. Then the bytes of weights that must be
-resident while sampling at full size, tables of 28 steps included, beside diffusers' (the same weights as native
-ComfyUI's), on the meta device.
+every weight was read once, and peak memory above what the imports take. What stays in memory while sampling is
+`resident.py`'s question.
 """
 
 from __future__ import annotations
@@ -25,11 +24,8 @@ import torch  # noqa: E402
 
 from kontext_core.models.transformer import Flux, TransformerParams  # noqa: E402
 from kontext_core.weights.load import load_transformer  # noqa: E402
-from kontext_core.weights.offload import make_plan  # noqa: E402
 from kontext_core.weights.packed import PlainOperations  # noqa: E402
 from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E402
-
-STEPS = 28
 
 
 def write_file(path: Path, gigabytes: float) -> None:
@@ -78,25 +74,6 @@ def child(how: str, path: Path) -> None:
     print(json.dumps(answer))
 
 
-def resident() -> dict[str, float]:
-    """Bytes at full size in bfloat16."""
-    model = Flux(TransformerParams(), operations=PlainOperations, device="meta", dtype=torch.bfloat16)
-    plan = make_plan(model, None)
-    hidden = model.params.hidden_size
-    row = (model.params.depth * 12 + model.params.depth_single_blocks * 3 + 2) * hidden * 2
-    try:
-        from diffusers import FluxTransformer2DModel
-
-        with torch.device("meta"):
-            theirs = FluxTransformer2DModel(guidance_embeds=True)
-        others = sum(parameter.numel() for parameter in theirs.parameters()) * 2
-    except ImportError:
-        others = sum(parameter.numel() for parameter in model.parameters()) * 2
-    tables = STEPS * row
-    ratio = (plan.resident + tables) / others
-    return {"ours": plan.resident, "tables": tables, "diffusers": others, "ratio": ratio}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -107,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args.child[0], Path(args.child[1]))
-    report: dict[str, object] = {"resident": resident()}
+    report: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         write_file(path, args.gigabytes)
@@ -132,11 +109,6 @@ def as_text(report: dict) -> str:
             f"  {how:12} {row['seconds_to_load']:7.2f} s to load, {row['seconds_to_read_all']:7.2f} s with every "
             f"weight read, peak {row['peak_bytes'] / size:.2f} times the file"
         )
-    row = report["resident"]
-    lines.append(
-        f"resident at full size in bfloat16: {row['ours'] / 1e9:.2f} GB + {row['tables'] / 1e6:.1f} MB of tables, "
-        f"{row['ratio']:.4f} of diffusers' {row['diffusers'] / 1e9:.2f} GB"
-    )
     return "\n".join(lines)
 
 

@@ -29,9 +29,9 @@ from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E40
 KINDS = ("fp8_scaled", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
 
-def write_random(path: Path) -> None:
+def write_random(path: Path, depth: int = 1, depth_single_blocks: int = 2) -> None:
     """A bfloat16 file of the published width, normal weights."""
-    params = TransformerParams(depth=1, depth_single_blocks=2)
+    params = TransformerParams(depth=depth, depth_single_blocks=depth_single_blocks)
     layout = {
         key: (torch.bfloat16, tuple(p.shape)) for key, p in Flux(params, device="meta").named_parameters()
     }

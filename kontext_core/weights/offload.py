@@ -4,7 +4,7 @@ Three measures, none of which changes a result:
 
 - **Modulation stays in the memory map.** Its layers are 27 % of the transformer and see no image token. Their
   tables are computed for the whole schedule before sampling (`Flux.modulation_tables`): one layer at a time is
-  unpacked on the device, used for every step, and forgotten.
+  unpacked on the device, used for every step, and forgotten. So are the small embedders before them.
 - **Blocks stream.** Those that do not fit the budget are brought while the one before computes, and dropped
   after use: to a device by copies on a stream of their own, on the CPU by asking the system to read the file
   ahead, and giving the pages back.
@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         resident: bytes that stay: everything but modulation and streamed blocks.
-        modulation: bytes of the layers whose tables are computed ahead.
+        modulation: bytes of the layers that are used up before sampling: modulation and its embedders.
         streamed: numbers of the blocks (double-stream ones first) that are brought for each use.
         buffers: bytes of the two largest streamed blocks, of which one computes while the other arrives.
     """
@@ -68,22 +68,38 @@ def modulation_layers(transformer: Flux) -> list[nn.Module]:
     return [*layers, transformer.final_layer.adaLN_modulation[1]]
 
 
-def is_modulation(key: str) -> bool:
+def layers_ahead(transformer: Flux) -> list[nn.Module]:
+    """All layers that are used up before sampling: modulation, and the embedders of t, guidance and pooled text."""
+    names = ("time_in", "vector_in", "guidance_in")
+    embedders = [getattr(transformer, name) for name in names if hasattr(transformer, name)]
+    return [
+        *(layer for part in embedders for layer in (part.in_layer, part.out_layer)),
+        *modulation_layers(transformer),
+    ]
+
+
+def is_ahead(key: str) -> bool:
     """Whether a parameter's key is one of those layers'."""
-    return any(mark in f".{key}" for mark in ("_mod.lin.", ".modulation.lin.", ".adaLN_modulation.1."))
+    marks = ("_mod.lin.", ".modulation.lin.", ".adaLN_modulation.1.")
+    return key.startswith(("time_in.", "vector_in.", "guidance_in.")) or any(
+        mark in f".{key}" for mark in marks
+    )
 
 
 def blocks_of(transformer: Flux) -> list[nn.Module]:
     return [*transformer.double_blocks, *transformer.single_blocks]
 
 
-def tensors_of(module: nn.Module, *, modulation: bool = False) -> list[tuple[nn.Module, str, Tensor]]:
-    """(layer, name, tensor) of a module's weights, without those of modulation unless asked for."""
+def tensors_of(module: nn.Module, *, ahead: bool = False) -> list[tuple[nn.Module, str, Tensor]]:
+    """(layer, name, tensor) of a module's weights, without those that are used up before sampling unless asked for.
+
+    Only a whole transformer has embedders to leave out: their keys begin where the transformer's do.
+    """
     found = []
     for prefix, layer in module.named_modules():
         for kind in (layer._parameters, layer._buffers):
             for name, tensor in kind.items():
-                if tensor is not None and (modulation or not is_modulation(f"{prefix}.{name}")):
+                if tensor is not None and (ahead or not is_ahead(f"{prefix}.{name}")):
                     found.append((layer, name, tensor))
     return found
 
@@ -100,7 +116,7 @@ def make_plan(transformer: Flux, budget: int | None) -> Plan:
     Raises:
         ValueError: the budget is less than what the rest and two blocks take.
     """
-    modulation = sum(_nbytes(tensors_of(layer, modulation=True)) for layer in modulation_layers(transformer))
+    modulation = sum(_nbytes(tensors_of(layer, ahead=True)) for layer in layers_ahead(transformer))
     sizes = [_nbytes(tensors_of(block)) for block in blocks_of(transformer)]
     everything = _nbytes(tensors_of(transformer))
     if budget is None or everything <= budget:
@@ -157,7 +173,7 @@ class PageRanges:
 
 def release_after_use(module: nn.Module, files: Iterable[MappedFile]) -> None:
     """Gives a module's pages back to the system after each of its forward passes."""
-    ranges = PageRanges([tensor for _, _, tensor in tensors_of(module, modulation=True)], files)
+    ranges = PageRanges([tensor for _, _, tensor in tensors_of(module, ahead=True)], files)
     if ranges.ranges:
         module.register_forward_hook(lambda *_: ranges.release())
 
@@ -287,7 +303,7 @@ def attach(
     """
     files = list(files)
     plan = make_plan(transformer, find_budget(device) if budget is None else budget)
-    for layer in modulation_layers(transformer):
+    for layer in layers_ahead(transformer):
         release_after_use(layer, files)
     if device.type != "cpu":
         streamed = {
