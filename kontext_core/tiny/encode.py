@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import fast_dtype
 from ..models.autoencoder import Autoencoder, params_from_shapes
 from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..training.data import write_shard
@@ -60,7 +61,7 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
     weights = load_file(autoencoder)
     module = Autoencoder(params_from_shapes({key: tuple(value.shape) for key, value in weights.items()}))
     module.load_state_dict(weights)
-    module = module.bfloat16().to(memory_format=torch.channels_last).eval()
+    module = module.to(fast_dtype("cpu", torch.bfloat16)).to(memory_format=torch.channels_last).eval()
     examples = [
         world.example(job.split, job.category, index, job.size)
         for index in range(job.start, job.start + job.count)
@@ -81,8 +82,9 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
 @torch.inference_mode()
 def _encode(module: Autoencoder, pictures: list[np.ndarray]) -> Tensor:
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    dtype = module.encoder.conv_out.weight.dtype
     parts = [
-        module.encode((part.bfloat16() / 127.5 - 1).contiguous(memory_format=torch.channels_last)).half()
+        module.encode((part.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last)).half()
         for part in images.split(25)
     ]
     return torch.cat(parts).contiguous()

@@ -1,7 +1,8 @@
 """The recipe of kontext-tiny: one command a stage, `python -m kontext_core.tiny.recipe STAGE`.
 
 Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `flow` (transformer and text encoders),
-`export` (the bundled files). Each goes on where it was stopped; work lands in runs/tiny by default.
+`export` (the bundled files). Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm`
+`autoencoder` and `flow` start from the bundled weights instead of from nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..devices import fast_dtype
 from ..models.autoencoder import Autoencoder, AutoencoderParams
 from ..models.clip import ClipParams, ClipTextEncoder
 from ..models.t5 import T5Encoder, T5Params
@@ -51,6 +53,7 @@ TRANSFORMER = TransformerParams(
     axes_dim=(8, 28, 28),
 )
 ASSETS = Path(__file__).parents[1] / "assets" / "kontext-tiny"
+DTYPE = fast_dtype("cpu", torch.bfloat16)
 MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 0.12, "generate": 0.08}
 """Shares of what the flow sees: local edits have the most kinds."""
 CATEGORIES = ("local", "global", "text", "style", "character")
@@ -70,12 +73,26 @@ def picture_pool(count: int, split: str = "train") -> Tensor:
 
 
 def train_autoencoder(
-    folder: Path, *, steps: int, finish_steps: int, pool: int, batch: int, seconds: float | None
+    folder: Path,
+    *,
+    steps: int,
+    finish_steps: int,
+    pool: int,
+    batch: int,
+    seconds: float | None,
+    warm: bool = False,
 ) -> None:
-    """Train, normalise the latents, train briefly again; writes ae.safetensors."""
+    """Train, normalise the latents, train briefly again; writes ae.safetensors.
+
+    Args:
+        warm: start from the bundled weights, at half the rate: the latents stay near what they were.
+    """
     torch.manual_seed(0)
     module = Autoencoder(AUTOENCODER, operations=mixed)
-    init_low_pass(module, torch.Generator().manual_seed(0))
+    if warm:
+        module.load_state_dict(_floats(ASSETS / "ae.safetensors"))
+    else:
+        init_low_pass(module, torch.Generator().manual_seed(0))
     pictures = picture_pool(pool)
 
     def draw(step: int, micro: int, count: int) -> Tensor:
@@ -85,9 +102,15 @@ def train_autoencoder(
         return pictures[rows]
 
     first = LoopConfig(
-        steps=steps, batch=batch, lr=1e-3, muon_lr=2e-3, warmup=20, ema=0.995, checkpoint_every=100
+        steps=steps,
+        batch=batch,
+        lr=5e-4 if warm else 1e-3,
+        muon_lr=1e-3 if warm else 2e-3,
+        warmup=20,
+        ema=0.995,
+        checkpoint_every=100,
     )
-    task = AutoencoderTask(module, draw, AutoencoderLoss(), torch.bfloat16)
+    task = AutoencoderTask(module, draw, AutoencoderLoss(), DTYPE)
     train(task, first, folder / "first", stop_after_seconds=seconds)
     held_out = picture_pool(60, "val").float() / 127.5 - 1
     log.info("autoencoder: %.2f dB", reconstruction_psnr(module, held_out))
@@ -107,13 +130,24 @@ def train_autoencoder(
     terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
     module.encoder.requires_grad_(False)
     train(
-        AutoencoderTask(module, draw, terms, torch.bfloat16),
+        AutoencoderTask(module, draw, terms, DTYPE),
         second,
         folder / "finish",
         stop_after_seconds=seconds,
     )
     log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, held_out))
     save_weights(folder / "ae.safetensors", module.state_dict())
+
+
+def _floats(file: Path) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in load_file(file).items()}
+
+
+def load_bundled(module: KontextModule) -> None:
+    """Put the bundled transformer and text encoders into the module, as float32."""
+    module.transformer.load_state_dict(_floats(ASSETS / "flux1-kontext-tiny.safetensors"))
+    module.clip.load_state_dict(_floats(ASSETS / "text_encoder" / "model.safetensors"))
+    module.t5.load_state_dict(_floats(ASSETS / "text_encoder_2" / "model.safetensors"))
 
 
 def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
@@ -169,12 +203,15 @@ def train_flow(
     square: bool,
     categories: Sequence[str],
     seconds: float | None,
+    warm: bool = False,
 ) -> None:
     """Train transformer and text encoders together on the encoded world."""
     module, empty = build_module()
+    if warm:
+        load_bundled(module)
     data = load_data(latents, square=square, categories=categories)
     log.info("%d examples in %d groups", len(data), len(data.groups))
-    task = FlowTask(module, data, flow, empty=empty, compile_blocks=compile_blocks)
+    task = FlowTask(module, data, flow, empty=empty, dtype=DTYPE, compile_blocks=compile_blocks)
     train(task, config, folder, stop_after_seconds=seconds)
 
 
@@ -260,6 +297,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
+    parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
@@ -267,7 +305,13 @@ def main() -> None:
     if args.stage == "autoencoder":
         folder = args.runs / "autoencoder"
         train_autoencoder(
-            folder, steps=args.steps or 1400, finish_steps=150, pool=3000, batch=16, seconds=args.seconds
+            folder,
+            steps=args.steps or 1400,
+            finish_steps=150,
+            pool=3000,
+            batch=16,
+            seconds=args.seconds,
+            warm=args.warm,
         )
     elif args.stage == "encode":
         jobs = shard_jobs("train", args.examples, weights=MIX)
@@ -294,6 +338,7 @@ def main() -> None:
             square=not args.all_sizes,
             categories=args.categories.split(",") if args.categories else (),
             seconds=args.seconds,
+            warm=args.warm,
         )
     else:
         export(args.runs, args.to, flow=args.runs / "flow")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..devices import fast_dtype
 from ..models.autoencoder import Autoencoder
 from ..models.clip import ClipTextEncoder
 from ..models.t5 import T5Encoder
@@ -38,6 +39,8 @@ FEW_STEP = "few_step"  # the distilled transformer's name among a model's files 
 BUILDERS = {TRANSFORMER: Flux, AUTOENCODER: Autoencoder, T5: T5Encoder, CLIP: ClipTextEncoder}
 
 PACKED_DTYPE = torch.bfloat16  # what packed files are computed in unless another dtype is asked for
+
+PLAIN_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Weights checked one by one for NaN; of larger tensors a few rows are.
 WHOLE_CHECK = 2**20
@@ -175,11 +178,10 @@ def _stored_dtype(part: Part) -> torch.dtype:
     counts: Counter[str] = Counter()
     for key in part.shapes:
         counts[part.dtype_name(key)] += torch.Size(part.shapes[key]).numel()
-    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     common = counts.most_common(1)[0][0]
-    if common not in names:
+    if common not in PLAIN_DTYPES:
         raise ValueError(f"{part.name}: its weights are {common}; floating-point weights are needed.")
-    return names[common]
+    return PLAIN_DTYPES[common]
 
 
 def _check_finite(part: Part, key: str, weight) -> None:
@@ -222,7 +224,8 @@ def load_model(
         t5, clip, vae: files or folders that take the place of what would be found.
         t5_tokenizer, clip_tokenizer: likewise; by default beside the encoders, or in the ComfyUI that COMFYUI_PATH
             names.
-        dtype: as for `load_transformer`, for all parts.
+        dtype: as for `load_transformer`, for all parts; by default what the device is fast at, float32 on a CPU
+            without bfloat16 in hardware; see `devices`.
         device: where to compute; the CPU by default. Of large models only what the budget holds lies there, the
             rest is brought when used; see `offload`.
         budget: bytes that the transformer's weights may take on the device; by default what is free.
@@ -246,7 +249,9 @@ def load_model(
         raise ValueError(
             f"{places.few_step}: the distilled transformer has other sizes than {files[TRANSFORMER].path}."
         )
-    autoencoder = load_autoencoder(files[AUTOENCODER], dtype=dtype, device=device)
+    autoencoder = load_autoencoder(
+        files[AUTOENCODER], dtype=placing.compute(files[AUTOENCODER]), device=device
+    )
     t5_encoder = placing.text_encoder(files[T5], load_t5)
     clip_encoder = placing.text_encoder(files[CLIP], partial(load_clip, eos_token_id=clip_words.eos_id))
     for words, encoder, part in ((t5_words, t5_encoder, T5), (clip_words, clip_encoder, CLIP)):
@@ -294,26 +299,29 @@ class _Placing:
 
     def transformer(self, name: str, file: WeightFile) -> Flux:
         if self.budget is None and _nbytes(file) < offload.SMALL:
-            return load_transformer(file, dtype=self.dtype, device=self.device)
+            return load_transformer(file, dtype=self.compute(file), device=self.device)
         part = open_part(file, TRANSFORMER)
-        module = build(part, dtype=self._dtype(file), operations=PackedOperations)
+        module = build(part, dtype=self.compute(file), operations=PackedOperations)
         self.plans[name] = offload.attach(module, file.maps, device=self.device, budget=self.budget)
         return module
 
     def text_encoder(self, file: WeightFile, load: Callable[..., nn.Module]) -> nn.Module:
         if _nbytes(file) < offload.SMALL:
-            return load(file, dtype=self.dtype, device=self.device)
-        module = load(file, dtype=self._dtype(file))
+            return load(file, dtype=self.compute(file), device=self.device)
+        module = load(file, dtype=self.compute(file))
         offload.release_text_encoder(module, file.maps)
         return module
 
-    def _dtype(self, file: WeightFile) -> torch.dtype | None:
-        """The dtype asked for; float32 for float16 files on a CPU, whose float16 products are far slower."""
+    def compute(self, file: WeightFile) -> torch.dtype | None:
+        """The dtype asked for; else what the device is fast at where that is not what most of the file has."""
+        if self.dtype is not None:
+            return self.dtype
         counts: Counter[str] = Counter()
         for stored in file.tensors.values():
             counts[stored.dtype] += stored.numel
-        slow = self.device.type == "cpu" and counts.most_common(1)[0][0] == "F16"
-        return torch.float32 if self.dtype is None and slow else self.dtype
+        usual = PLAIN_DTYPES.get(counts.most_common(1)[0][0], PACKED_DTYPE)
+        fast = fast_dtype(self.device, usual)
+        return None if fast == usual else fast
 
 
 def _nbytes(file: WeightFile) -> int:

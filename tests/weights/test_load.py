@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kontext_core.devices import fast_dtype
 from kontext_core.edit import edit_image
 from kontext_core.weights.convert import convert_file
 from kontext_core.weights.load import load_autoencoder, load_clip, load_model, load_t5, load_transformer
@@ -81,7 +82,10 @@ def test_a_prefix_before_all_keys_is_no_obstacle(tmp_path, transformer, prefix):
     assert_same(load_transformer(tmp_path / "a.safetensors"), transformer)
 
 
-def test_all_parts_load_from_one_checkpoint(tmp_path, transformer, autoencoder, t5, clip, model_folder):
+def test_all_parts_load_from_one_checkpoint(
+    tmp_path, transformer, autoencoder, t5, clip, model_folder, monkeypatch
+):
+    monkeypatch.setattr("kontext_core.weights.load.fast_dtype", lambda device, dtype: dtype)
     prefixes = {
         "model.diffusion_model.": transformer,
         "vae.": autoencoder,
@@ -94,7 +98,9 @@ def test_all_parts_load_from_one_checkpoint(tmp_path, transformer, autoencoder, 
     path = tmp_path / "all.safetensors"
     save_file(state, path)
     model = load_model(
-        path, t5_tokenizer=model_folder / "tokenizer_2", clip_tokenizer=model_folder / "tokenizer"
+        path,
+        t5_tokenizer=model_folder / "tokenizer_2",
+        clip_tokenizer=model_folder / "tokenizer",
     )
     assert_same(model.transformer, transformer)
     assert_same(model.autoencoder, autoencoder)
@@ -264,7 +270,7 @@ def test_a_distilled_transformer_in_the_folder_is_the_few_step_one(model_folder,
     state = state_of(transformer)
     state["img_in.bias"].zero_()
     save_file(state, folder / "flux1-small-fewstep.safetensors")
-    model = load_model(folder)
+    model = load_model(folder, dtype=torch.bfloat16)
     assert_same(model.transformer, transformer)
     assert not model.few_step.img_in.bias.any()
 
@@ -278,7 +284,7 @@ def test_comfyui_names_and_a_transformer_file_work_as_well(model_folder, tmp_pat
     ):
         shutil.copy(model_folder / source, tmp_path / name)
     words = {"t5_tokenizer": model_folder / "tokenizer_2", "clip_tokenizer": model_folder / "tokenizer"}
-    assert_same(load_model(tmp_path, **words).transformer, transformer)
+    assert_same(load_model(tmp_path, dtype=torch.bfloat16, **words).transformer, transformer)
     model = load_model(tmp_path / "some-finetune.safetensors", **words)
     assert model.name == "some-finetune"
     (tmp_path / "ae.safetensors").unlink()
@@ -353,7 +359,7 @@ def test_a_folder_of_packed_files_makes_a_model_that_edits(model_folder, tmp_pat
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(model_folder / name, tmp_path / name)
     model = load_model(tmp_path)
-    assert model.transformer.compute_dtype == torch.bfloat16
+    assert model.transformer.compute_dtype == fast_dtype("cpu", torch.bfloat16)
     assert model.transformer.double_blocks[0].img_attn.qkv.kind == "Q4_K"
     result = edit_image(model, torch.zeros(1, 3, 32, 32), "make it red", num_steps=1, size=(32, 32))
     assert torch.isfinite(result.images).all()
