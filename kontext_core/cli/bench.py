@@ -6,8 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import common
+
+if TYPE_CHECKING:
+    from ..tiny.bench import BenchReport
+    from ..tiny.chain import ChainReport
+    from ..weights.load import KontextModel
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -22,10 +28,20 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--suite", choices=("tiny",), default="tiny", help="the benchmark (default: %(default)s)"
     )
     parser.add_argument(
+        "--turns",
+        type=common.whole(1),
+        metavar="N",
+        help="instead: N edits in a row on each of --count pictures, latents chained, and the PSNR against the "
+        "first picture where no edit fell",
+    )
+    parser.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="default: %(default)s"
     )
     parser.add_argument(
-        "--count", type=common.whole(1), default=100, help="edits a category (default: %(default)s)"
+        "--count",
+        type=common.whole(1),
+        default=100,
+        help="edits a category, or chains (default: %(default)s)",
     )
     parser.add_argument("--seed", type=common.whole(0), default=0, help="which edits, and their noise")
     parser.add_argument("--steps", type=common.whole(1), help="sampling steps (default: the model's own)")
@@ -37,7 +53,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--batch", type=common.whole(1), default=16, help="edits at once (default: %(default)s)"
     )
     parser.add_argument(
-        "--sheet", default="output/bench-tiny.png", metavar="PNG", help="contact sheet (default: %(default)s)"
+        "--sheet",
+        metavar="PNG",
+        help="contact sheet (default: output/bench-tiny.png, with --turns output/bench-turns.png)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     common.add_model_options(parser)
@@ -46,12 +64,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print the table or the JSON object, write the contact sheet."""
-    import os
-
     from ..tiny.bench import run_bench
     from ..tiny.editor import model_editor
 
     model = common.load_model(args)
+    if args.turns is not None:
+        return _run_turns(args, model)
     editor = model_editor(
         model, num_steps=args.steps, few_step=args.few_step, guidance=args.guidance, seed=args.seed
     )
@@ -70,10 +88,36 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         on_edit=progress,
     )
-    sheet = Path(args.sheet)
+    _report(args, report, "output/bench-tiny.png")
+    return 0
+
+
+def _run_turns(args: argparse.Namespace, model: KontextModel) -> int:
+    from ..tiny.chain import run_chains
+
+    report = run_chains(
+        model,
+        split=args.split,
+        count=args.count,
+        turns=args.turns,
+        seed=args.seed,
+        batch=args.batch,
+        num_steps=args.steps,
+        few_step=args.few_step,
+        guidance=args.guidance,
+        on_chain=lambda done, count: print(f"chain {done}/{count}", file=sys.stderr),
+    )
+    _report(args, report, "output/bench-turns.png")
+    return 0
+
+
+def _report(args: argparse.Namespace, report: BenchReport | ChainReport, place: str) -> None:
+    """The contact sheet to its file; the table or the JSON object to standard output."""
+    import os
+
+    sheet = Path(args.sheet or place)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     partial = sheet.with_name(sheet.name + ".partial")
     report.sheet.save(partial, format="PNG")
     os.replace(partial, sheet)
     print(json.dumps(report.summary) if args.json else f"{report.table}\n{sheet}")
-    return 0

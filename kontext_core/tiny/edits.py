@@ -111,13 +111,20 @@ def _free(scene: Scene) -> list[str]:
     return [place for place in PLACES if place not in {thing.place for thing in scene.things}]
 
 
+LOCAL_KINDS = {"recolour": 1.2, "remove": 0.8, "add": 1.2, "replace": 1.4, "move": 1.1, "resize": 0.9}
+
+
 def draft_local(dice: Dice) -> Draft | None:
-    kind = dice.weighted(
-        {"recolour": 1.2, "remove": 0.8, "add": 1.2, "replace": 1.4, "move": 1.1, "resize": 0.9}
-    )
+    kind = dice.weighted(LOCAL_KINDS)
     count = dice.weighted({2: 0.3, 3: 0.45, 4: 0.25})
-    before = with_things(dice, setting(dice, plain=0.6), dice.sample(list(PLACES), count))
-    index = dice.below(count)
+    return local_edit(
+        dice, kind, with_things(dice, setting(dice, plain=0.6), dice.sample(list(PLACES), count))
+    )
+
+
+def local_edit(dice: Dice, kind: str, before: Scene) -> Draft | None:
+    """One of LOCAL_KINDS on a scene of things; None where this scene and these draws do not allow it."""
+    index = dice.below(len(before.things))
     thing = before.things[index]
     bare = phrases.reference(dice, before.things, index)
     the = f"the {bare}"
