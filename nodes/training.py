@@ -251,16 +251,6 @@ class KontextTrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name) -> bool | str:
-        """Say what is wrong before anything runs."""
-        if name is not None:
-            try:
-                host_training.run_folder(name)
-            except ValueError as error:
-                return str(error)
-        return True
-
-    @classmethod
     def execute(
         cls, dataset, model, t5, clip, vae, name, steps, batch, rank, learning_rate, sample_every, sample_prompt,
         sample_steps, seed, resume, targets, caption_dropout, checkpointing, precision, checkpoint_every,

@@ -33,7 +33,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "workflows"
 HELP = ROOT / "web" / "docs" / "images"
-SIDE, INSET, GAP = 512, 152, 6
+SIDE, INSET, GAP = 512, 120, 6
 QUALITY = 88
 BUNDLED = "kontext-tiny (bundled)"
 # Workflows for files that are not in the repository run on the bundled ones, through this pack's loaders.
