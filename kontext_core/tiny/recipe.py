@@ -322,9 +322,9 @@ def main() -> None:
         config = LoopConfig(
             steps=args.steps or 4000,
             batch=args.batch,
-            lr=1e-3,
-            muon_lr=2e-3,
-            warmup=100,
+            lr=5e-4 if args.warm else 1e-3,
+            muon_lr=1e-3 if args.warm else 2e-3,
+            warmup=20 if args.warm else 100,
             schedule="stable",
             ema=0.998,
             checkpoint_every=200,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .muon import Muon
 from .parallel import full, like
 
 _NOT_HIDDEN = ("_in.", "mod", "final_layer", "shared", "embedding", "relative_attention")
@@ -52,13 +53,8 @@ class Optimizers:
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True))
         if hidden:
-            muon = torch.optim.Muon(
-                [self.flat.get(n, p) for n, p in hidden],
-                lr=muon_lr,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-            self.parts.append(muon)
+            flat = [self.flat.get(n, p) for n, p in hidden]
+            self.parts.append(Muon(flat, lr=muon_lr, weight_decay=weight_decay))
         for part in self.parts:
             for group in part.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -117,7 +113,7 @@ class Optimizers:
                 for group in part.param_groups
                 if any(p is parameter for p in group["params"])
             )
-            if (key == "momentum_buffer") != isinstance(owner, torch.optim.Muon):
+            if (key == "momentum_buffer") != isinstance(owner, Muon):
                 raise ValueError(
                     f"the checkpoint's {name} was trained by {'Muon' if key == 'momentum_buffer' else 'AdamW'}: "
                     "go on with the same muon_lr (0 is none), or begin in a new folder"
