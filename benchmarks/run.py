@@ -86,7 +86,50 @@ def run_block(args: argparse.Namespace) -> dict:
     )
 
 
-RUNNERS = {"block": run_block}
+def run_context(args: argparse.Namespace) -> dict:
+    import context
+
+    quick = args.quick
+    tokens = (args.tokens or [256 if quick else 1024])[0]
+    count = args.count or (4 if quick else 100)
+    return context.measure(
+        count, 16, tokens, args.text or tokens // 8, 1 if quick else args.rounds or 3, *_place(args)
+    )
+
+
+def run_host(args: argparse.Namespace) -> dict:
+    import host_step
+
+    quick = args.quick
+    tokens = (args.tokens or [64 if quick else 1024])[0]
+    side = 2 * round(tokens**0.5)
+    hidden = 512 if quick else 3072
+    text = args.text or max(tokens // 8, 8)
+    return host_step.measure(
+        side, text, 2 if quick else 4, args.rounds or (1 if quick else 3), *_place(args), hidden
+    )
+
+
+def run_growth(args: argparse.Namespace) -> dict:
+    import growth
+
+    plot = args.plot or ROOT / "output" / "growth.png"
+    return growth.measure(args.rounds or (1 if args.quick else 3), args.quick, plot, *_place(args))
+
+
+def run_start(args: argparse.Namespace) -> dict:
+    import start
+
+    return start.measure(args.rounds or (1 if args.quick else 3))
+
+
+RUNNERS = {
+    "block": run_block,
+    "host": run_host,
+    "context": run_context,
+    "growth": run_growth,
+    "start": run_start,
+}
 
 
 if __name__ == "__main__":

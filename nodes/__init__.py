@@ -10,6 +10,7 @@ class KontextExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import host_routes
+        from .accelerate import KontextAccelerate
         from .bench import KontextBenchItem, KontextCompare
         from .conditioning import KontextPrompt, KontextReference
         from .drift import KontextDrift
@@ -46,6 +47,7 @@ class KontextExtension(ComfyExtension):
             KontextGuard,
             KontextSave,
             KontextLoadRecord,
+            KontextAccelerate,
             KontextDataset,
             KontextTrainLora,
             KontextCompare,

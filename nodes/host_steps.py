@@ -41,7 +41,7 @@ class ByContent:
 
     def get(self, keys: tuple[Tensor | None, ...], make: Callable[[], Any]) -> Any:
         for known, value in self.entries:
-            if len(known) == len(keys) and all(_equal(a, b) for a, b in zip(known, keys, strict=True)):
+            if len(known) == len(keys) and all(same_content(a, b) for a, b in zip(known, keys, strict=True)):
                 return value
         value = make()
         copies = tuple(None if key is None else key.clone() for key in keys)
@@ -49,7 +49,8 @@ class ByContent:
         return value
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+def same_content(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are the same in every bit, shape and dtype; None equals None."""
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

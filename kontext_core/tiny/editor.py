@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..accelerate import Accelerate
 from ..edit import edit_image
 from .bench import Editor
 from .world import Example
@@ -22,11 +23,12 @@ def model_editor(
     few_step: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    accelerate: Accelerate | None = None,
 ) -> Editor:
     """An editor that runs `edit_image`; each example's noise comes from seed + its index.
 
     Args:
-        num_steps, few_step, guidance: as `edit_image` takes them.
+        num_steps, few_step, guidance, accelerate: as `edit_image` takes them.
     """
 
     def edit(examples: list[Example]) -> list[np.ndarray]:
@@ -43,6 +45,7 @@ def model_editor(
             few_step=few_step,
             guidance=guidance,
             seed=[seed + example.index for example in examples],
+            accelerate=accelerate,
             size=(width, height) if pictures is None else "auto",
         )
         pixels = ((result.images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -90,38 +90,47 @@ def counted(layers: dict[str, torch.nn.Module], run) -> dict[str, int]:
     return calls
 
 
-network = OURS.model.diffusion_model
-layers = {
-    "text": network.txt_in,
-    "modulation": network.double_blocks[0].img_mod.lin,
-    "final": network.final_layer.adaLN_modulation[1],
-    "pictures": network.img_in,
-    "blocks": network.single_blocks[1],
-}
-result = {"calls": counted(layers, lambda: sample(OURS)), "steps": len(SIGMAS) - 1}
-result["kept_after"] = network.steps._sampling is not None
-result["plain"] = difference(sample(OURS), sample(NATIVE))
-result["batch"] = difference(sample(OURS, batch=3), sample(NATIVE, batch=3))
-result["heun"] = difference(sample(OURS, sampler="heun"), sample(NATIVE, sampler="heun"))
-result["no_reference"] = difference(
-    sample(OURS, positive(reference=None)), sample(NATIVE, positive(reference=None))
-)
-# one thing changes after the other, in one process over the same network
-changes = {"prompt": positive(seed=50), "picture": positive(reference=60), "guidance": positive(guidance=5.0)}
-result["changed"] = {
-    name: difference(sample(OURS, new), sample(NATIVE, new)) for name, new in changes.items()
-}
-patched = []
-for model in (OURS, NATIVE):
-    clone = model.clone()
-    keys = ("txt_in.weight", "double_blocks.0.img_mod.lin.weight", "img_in.weight")
-    patches = {
-        f"diffusion_model.{key}": ("diff", (draw(9, *network.get_parameter(key).shape) * 0.1,))
-        for key in keys
+def main() -> None:
+    network = OURS.model.diffusion_model
+    layers = {
+        "text": network.txt_in,
+        "modulation": network.double_blocks[0].img_mod.lin,
+        "final": network.final_layer.adaLN_modulation[1],
+        "pictures": network.img_in,
+        "blocks": network.single_blocks[1],
     }
-    assert set(clone.add_patches(patches, 1.0)) == set(patches)
-    patched.append(sample(clone))
-result["changed"]["weights"] = difference(*patched)
-result["weights_matter"] = difference(patched[0], sample(OURS))
-result["changed"]["weights_back"] = difference(sample(OURS), sample(NATIVE))
-pack.answer(result)
+    result = {"calls": counted(layers, lambda: sample(OURS)), "steps": len(SIGMAS) - 1}
+    result["kept_after"] = network.steps._sampling is not None
+    result["plain"] = difference(sample(OURS), sample(NATIVE))
+    result["batch"] = difference(sample(OURS, batch=3), sample(NATIVE, batch=3))
+    result["heun"] = difference(sample(OURS, sampler="heun"), sample(NATIVE, sampler="heun"))
+    result["no_reference"] = difference(
+        sample(OURS, positive(reference=None)), sample(NATIVE, positive(reference=None))
+    )
+    # one thing changes after the other, in one process over the same network
+    changes = {
+        "prompt": positive(seed=50),
+        "picture": positive(reference=60),
+        "guidance": positive(guidance=5.0),
+    }
+    result["changed"] = {
+        name: difference(sample(OURS, new), sample(NATIVE, new)) for name, new in changes.items()
+    }
+    patched = []
+    for model in (OURS, NATIVE):
+        clone = model.clone()
+        keys = ("txt_in.weight", "double_blocks.0.img_mod.lin.weight", "img_in.weight")
+        patches = {
+            f"diffusion_model.{key}": ("diff", (draw(9, *network.get_parameter(key).shape) * 0.1,))
+            for key in keys
+        }
+        assert set(clone.add_patches(patches, 1.0)) == set(patches)
+        patched.append(sample(clone))
+    result["changed"]["weights"] = difference(*patched)
+    result["weights_matter"] = difference(patched[0], sample(OURS))
+    result["changed"]["weights_back"] = difference(sample(OURS), sample(NATIVE))
+    pack.answer(result)
+
+
+if __name__ == "__main__":
+    main()

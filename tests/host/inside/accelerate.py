@@ -1,0 +1,78 @@
+"""Kontext Accelerate on our MODEL and on a native one: exact when off, alike on both, and what it says it saved."""
+
+from __future__ import annotations
+
+import pack
+import steps  # the two models and their inputs
+import torch
+from custom_nodes_kontext.kontext_core.accelerate import Accelerate
+from custom_nodes_kontext.nodes import host_accelerate, host_references
+from steps import NATIVE, OURS, difference, positive, sample
+
+steps.SIGMAS = torch.linspace(1, 0, 9)
+MODES = {
+    "off": Accelerate(),
+    "context": Accelerate(every=3),
+    "all_regions": Accelerate(every=3, regions=100.0),
+    "first_block": Accelerate(first_block=0.6),
+    "never": Accelerate(every=3, regions=1.0, warmup=9),
+}
+
+
+def saved_of(model) -> dict:
+    """What the last sampling with an accelerated clone skipped."""
+    wrappers = model.get_wrappers("outer_sample", host_accelerate.KEY)
+    saved = wrappers[0].__self__.saved if wrappers else None
+    return {} if saved is None else {"share": saved.share, "part": saved.part, "skipped": saved.skipped}
+
+
+plain = sample(OURS)
+result = {"modes": {}}
+
+
+def share(**settings) -> float:
+    model = host_accelerate.accelerated(OURS, Accelerate(every=3, **settings))
+    sample(model)
+    return saved_of(model)["share"]
+
+
+# The least distance at which some tokens, but not all, are left out.
+none, everything = share(), share(regions=100.0)
+between = [step / 20 for step in range(16, 60) if none < share(regions=step / 20) < everything][:1]
+MODES["some_regions"] = Accelerate(every=3, regions=between[0])
+MODES["all"] = Accelerate(every=3, regions=between[0], first_block=0.6)
+for name, settings in MODES.items():
+    ours, native = (host_accelerate.accelerated(model, settings) for model in (OURS, NATIVE))
+    a, b = sample(ours), sample(native)
+    result["modes"][name] = {
+        "same_on_both": difference(a, b),
+        "to_plain": difference(a, plain),
+        "equal": torch.equal(a, plain),
+        "ours": saved_of(ours),
+        "native": saved_of(native),
+    }
+context = host_accelerate.accelerated(OURS, MODES["context"])
+result["batch"] = {"apart": [], "together": []}
+together = sample(context, batch=2)
+first = steps.host_sampling.sample(
+    context,
+    positive(),
+    steps.draw(1, 2, 16, 8, 6)[:1],
+    torch.zeros(1, 16, 8, 6),
+    steps.host_sampling.make_sampler("euler"),
+    steps.SIGMAS,
+    seed=0,
+)
+result["batch"] = difference(together[:1], first)
+# another prompt, picture or guidance right after: as a fresh clone gives it
+changes = {"prompt": positive(seed=50), "picture": positive(reference=60), "guidance": positive(guidance=5.0)}
+result["changed"] = {}
+for name, new in changes.items():
+    fresh = host_accelerate.accelerated(OURS, MODES["context"])
+    result["changed"][name] = difference(sample(context, new), sample(fresh, new))
+# references with settings of their own: nothing is skipped
+settings = host_references.ReferenceSettings(convention="offset", strength=0.5)
+own = host_references.with_settings(positive(), settings)
+result["own_settings"] = difference(sample(context, own), sample(OURS, own))
+result["kept_after"] = len(context.get_wrappers("outer_sample", host_accelerate.KEY)[0].__self__.states)
+pack.answer(result)
