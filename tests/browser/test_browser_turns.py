@@ -32,7 +32,7 @@ def panel(tab, host):
         url = f"{host.server.url}/api/userdata/kontext%2Fturns-{index}.json?overwrite=true"
         assert tab.page.request.post(url, data=json.dumps(part)).ok
     tab.open(host.server.url)
-    tab.page.locator(".kontext\\.turns-tab-button, [class*='kontext.turns']").first.click()
+    tab.page.locator("[class*='kontext.turns'], [data-testid='kontext.turns-tab-button']").first.click()
     tab.page.wait_for_selector(".kontext-turn")
     return tab
 

@@ -65,6 +65,16 @@ export function loader(node, name, type) {
   return null;
 }
 
+/** Take the host's last preview off a node, which would stand below the result. */
+export function dropPreview(node) {
+  const previews = app.nodePreviewImages;
+  if (previews) delete previews[String(node.id)];
+  if (node.imgs === undefined) return;
+  node.imgs = undefined;
+  const shown = widget(node, "$$canvas-image-preview");
+  if (shown) node.removeWidget?.(shown);
+}
+
 /** A widget of a node. */
 export function widget(node, name) {
   return node?.widgets?.find((one) => one.name === name);
@@ -84,9 +94,9 @@ export function setValue(node, name, to) {
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
-/** How the host names the picture of a Load Image node; null for other nodes. */
+/** How the host names the picture of a Load Image (or its mask's) node; null for other nodes. */
 export function loadedPicture(node) {
-  const name = node?.comfyClass === "LoadImage" ? value(node, "image") : null;
+  const name = ["LoadImage", "LoadImageMask"].includes(node?.comfyClass) ? value(node, "image") : null;
   if (typeof name !== "string" || !name) return null;
   const [, path, type = "input"] = /^(.*?)(?: \[(input|output|temp)\])?$/.exec(name);
   const cut = path.lastIndexOf("/");
@@ -107,9 +117,15 @@ export function pictureSize(url) {
   return sizes.get(url);
 }
 
-/** Put a picture into the host's input folder; the name by which Load Image knows it. */
+/** Put the picture at an address into the host's input folder; the name by which Load Image knows it. */
 export async function upload(url, name) {
-  const blob = await (await fetch(url)).blob();
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  return uploadBlob(await answer.blob(), name);
+}
+
+/** The same for a picture in memory. */
+export async function uploadBlob(blob, name) {
   const form = new FormData();
   form.append("image", new File([blob], name, { type: blob.type || "image/png" }));
   form.append("overwrite", "true");

@@ -4,7 +4,8 @@
  *   text, dom          words and elements
  *   host               everything asked of the host
  *   stage              two pictures, compared
- *   panel              what a node of ours shows; help: presets and quotes
+ *   paint, mask        a mask painted over them, and its way into the graph
+ *   panel              what a node of ours shows; help: presets and quotes; training: the loss and samples
  *   progress, trouble  the host's messages while something runs
  *   turns_store, turns the sidebar
  */
@@ -14,9 +15,10 @@ import { api, app, findNode } from "./host.js";
 import { attach, panelOf, watch } from "./panel.js";
 import { followProgress } from "./progress.js";
 import { setWords, t } from "./text.js";
+import { followTraining } from "./training.js";
 import { followTrouble, markMissingFiles } from "./trouble.js";
 import { TurnsPanel } from "./turns.js";
-import { TurnStore } from "./turns_store.js";
+import { KEEP, TurnStore } from "./turns_store.js";
 
 const store = new TurnStore();
 let panel = null;
@@ -43,6 +45,10 @@ function showResults({ detail }) {
 
 app.registerExtension({
   name: "kontext.view",
+  settings: [{
+    id: KEEP.id, category: ["Kontext", "Kontext turns", "keep"], name: t("keep"), tooltip: t("keep_help"), type: "number",
+    defaultValue: KEEP.default, attrs: { min: 0, max: 5000 },
+  }],
 
   async setup() {
     loadStyle();
@@ -50,6 +56,7 @@ app.registerExtension({
     api.addEventListener("executed", showResults);
     followProgress();
     followTrouble();
+    followTraining(panelOf);
     watch();
     app.extensionManager.registerSidebarTab({
       id: "kontext.turns", icon: "pi pi-images", title: t("turns"), tooltip: t("turns"), type: "custom",

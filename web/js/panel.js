@@ -6,14 +6,17 @@
 import { button, icon, make } from "./dom.js";
 import { openHelp, quoteSelection } from "./help.js";
 import {
-  app, ask, isVueNodes, loadedPicture, loader, origin, pictureSize, setValue, toast, value, viewUrl,
+  app, ask, dropPreview, isVueNodes, loadedPicture, loader, origin, pictureSize, setValue, toast, value, viewUrl,
 } from "./host.js";
+import { connectEditorMask, maskOf, useMask } from "./mask.js";
 import { openLarge, Stage } from "./stage.js";
 import { bytes, duration, t } from "./text.js";
+import { TrainingView } from "./training.js";
 
 const ROW = 28;
 const MARGIN = 8; // around the panel in the node
 const STAGE = 260;
+const TRAINING = 230;
 const NOTES = 110; // more than this is scrolled
 
 // What each node of the pack shows. prompt: its instruction's widget; plan: the pictures and settings are known.
@@ -22,6 +25,7 @@ const KINDS = {
   KontextTurns: { stage: true, plan: true, pictures: ["image"] },
   KontextPreserve: { stage: true, pictures: ["original"] },
   KontextPrompt: { prompt: "text", pictures: [] },
+  KontextTrainLora: { training: true, pictures: [] },
 };
 const LOADERS = {
   KontextLoadModel: ["model", "weight_dtype"], UNETLoader: ["unet_name"],
@@ -78,7 +82,7 @@ class Panel {
     this.chips.hidden = !(kind.prompt || kind.plan);
     this.widget = node.addDOMWidget("kontext_panel", "kontext", this.element, {
       serialize: false, hideOnZoom: false, margin: MARGIN, getValue: () => "", setValue: () => {},
-      getMinHeight: () => this.height(), getMaxHeight: () => (this.stage ? undefined : this.height()),
+      getMinHeight: () => this.height(), getMaxHeight: () => (this.stage || this.training ? undefined : this.height()),
     });
     this.widget.serialize = false;
     const removed = node.onRemoved;
@@ -95,6 +99,7 @@ class Panel {
     panels.delete(this.node);
     this.abort.abort();
     this.stage?.destroy();
+    this.training?.destroy();
     this.closeLarge?.();
     this.element.remove();
   }
@@ -105,7 +110,7 @@ class Panel {
     if (this.notes.childElementCount) height += Math.min(NOTES, this.notes.scrollHeight || 40) + 4;
     if (!this.mark.hidden) height += Math.min(NOTES, this.mark.scrollHeight || 72) + 8;
     if (!this.progress.hidden) height += 22;
-    return Math.max(4, height + (this.stage ? STAGE : 0) + 2 * MARGIN);
+    return Math.max(4, height + (this.stage ? STAGE : 0) + (this.training ? TRAINING : 0) + 2 * MARGIN);
   }
 
   wraps() {
@@ -128,14 +133,26 @@ class Panel {
 
   makeStage() {
     if (this.stage || !this.kind.stage) return;
-    const loads = this.kind.pictures.length > 0 && this.node.comfyClass !== "KontextPreserve";
+    const paints = this.node.comfyClass !== "KontextTurns";
     this.stage = new Stage({
       passWheel: (event) => { if (!isVueNodes()) app.canvas?.processMouseWheel?.(event); },
       onLarge: () => { this.closeLarge = openLarge(this.what(), this.node.title || t("view")); },
-      onMask: loads ? () => this.paintMask() : undefined,
+      onPaint: paints ? (blob) => this.takeMask(blob) : undefined,
+      onEditor: paints ? () => this.openEditor() : undefined,
     });
     this.element.append(this.stage.element);
     this.grow();
+  }
+
+  /** One of the host's messages of a training run. */
+  setTraining(message) {
+    if (!this.kind.training) return;
+    if (!this.training) {
+      this.training = new TrainingView(() => this.node.title);
+      this.element.append(this.training.element);
+      this.grow();
+    }
+    this.training.add(message);
   }
 
   /** Show what a run gave: entries of nodes/host_compare.py. */
@@ -143,6 +160,7 @@ class Panel {
     if (this.node.comfyClass === "KontextTurns") this.results.push(...results);
     else this.results = results;
     this.index = this.node.comfyClass === "KontextTurns" ? this.results.length - 1 : 0;
+    dropPreview(this.node);
     this.refreshStage();
   }
 
@@ -156,10 +174,10 @@ class Panel {
   what() {
     const entry = this.results[this.index];
     const fit = this.plan?.fits?.[0] ?? null;
-    if (!entry) return { before: this.inputUrl, caption: this.inputSize?.join(" × ") ?? "", fit };
+    if (!entry) return { before: this.inputUrl, caption: this.inputSize?.join(" × ") ?? "", fit, mask: this.mask };
     return {
       before: entry.before && viewUrl(entry.before), after: viewUrl(entry.after),
-      mask: entry.mask ? viewUrl(entry.mask) : null, fit, count: this.results.length, index: this.index,
+      mask: entry.mask ? { url: viewUrl(entry.mask), channel: "red" } : this.mask, fit, count: this.results.length, index: this.index,
       caption: [entry.size.join(" × "), entry.seconds === undefined ? null : t("seconds", { seconds: entry.seconds })]
         .filter(Boolean).join(" · "),
       next: () => { this.index = (this.index + 1) % this.results.length; this.refreshStage(); },
@@ -212,6 +230,11 @@ class Panel {
       this.inputUrl = urls[0] ?? null;
       this.inputSize = sizes[0] ?? null;
       if (!this.results.length) this.refreshStage();
+    }
+    const mask = kind.stage ? maskOf(node) : null;
+    if (mask?.url !== this.mask?.url) {
+      this.mask = mask;
+      this.refreshStage();
     }
     if (kind.plan) this.refreshPlan(sizes.filter(Boolean));
     if (kind.prompt) this.refreshHints(String(value(node, kind.prompt) ?? ""));
@@ -302,13 +325,24 @@ class Panel {
     this.showPlan();
   }
 
+  /** A mask was painted here: into the graph with it. */
+  async takeMask(blob) {
+    try {
+      await useMask(this.node, blob);
+    } catch (error) {
+      toast("error", t("paint"), error.message);
+    }
+    this.refresh();
+  }
+
   /** Open the host's mask editor on the picture that feeds this node. */
-  async paintMask() {
+  async openEditor() {
     const from = origin(this.node, this.kind.pictures[0]);
     if (!loadedPicture(from)) {
       toast("info", t("mask"), t("mask_none"), 5000);
       return;
     }
+    connectEditorMask(this.node, from);
     app.canvas.selectNode(from);
     await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
   }

@@ -1,9 +1,10 @@
 /**
  * Two pictures over each other with a divider, zoom and pan, a difference view, the border of a mask, and the
- * frame that the model will see. Works by mouse, touch (pinch) and keyboard.
+ * frame that the model will see; a mask may be painted over them. Works by mouse, touch (pinch) and keyboard.
  */
 
 import { button, icon, make, makeSvg } from "./dom.js";
+import { drawBorder, Painter, readMask } from "./paint.js";
 import { t } from "./text.js";
 
 const MAX_ZOOM = 32;
@@ -13,12 +14,14 @@ export class Stage {
    * @param {object} options
    * @param {(event: WheelEvent) => void} [options.passWheel] gets wheel events while the stage has no focus
    * @param {() => void} [options.onLarge] shows the "open large" button
-   * @param {() => void} [options.onMask] shows the "paint a mask" button
+   * @param {(blob: Blob) => Promise} [options.onPaint] gets a painted mask; shows the "paint a mask" button
+   * @param {() => void} [options.onEditor] shows the button of the host's mask editor
    */
-  constructor({ passWheel, onLarge, onMask } = {}) {
+  constructor({ passWheel, onLarge, onPaint, onEditor } = {}) {
     this.abort = new AbortController();
     const signal = this.abort.signal;
     this.passWheel = passWheel;
+    this.onPaint = onPaint;
     this.position = 50;
     this.zoom = 1;
     this.pan = [0, 0];
@@ -53,7 +56,8 @@ export class Stage {
     this.caption = make("span", { class: "kontext-caption" });
     this.bar = make("div", { class: "kontext-bar", role: "toolbar", "aria-label": t("view") },
       this.toggles.difference, this.toggles.frame, this.toggles.outline,
-      onMask ? button("brush", t("mask"), { help: t("mask_help"), signal, on: onMask }) : null,
+      onPaint ? button("brush", t("paint"), { help: t("paint_help"), signal, on: () => this.paint() }) : null,
+      onEditor ? button("editor", t("mask"), { help: t("mask_help"), signal, on: onEditor }) : null,
       this.caption, this.picker,
       button("minus", t("zoom_out"), { signal, on: () => this.zoomTo(this.zoom / 1.5) }), this.percent,
       button("plus", t("zoom_in"), { signal, on: () => this.zoomTo(this.zoom * 1.5) }),
@@ -64,7 +68,10 @@ export class Stage {
     listen(this.view, "pointerdown", (event) => this.#down(event));
     listen(this.view, "pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      listen(this.view, name, (event) => this.pointers.delete(event.pointerId));
+      listen(this.view, name, (event) => {
+        this.pointers.delete(event.pointerId);
+        this.painter?.up();
+      });
     }
     listen(this.view, "wheel", (event) => this.#wheel(event), { passive: false });
     listen(this.view, "dblclick", (event) => { event.stopPropagation(); this.zoomTo(this.zoom > 1 ? 1 : 3, event); });
@@ -77,6 +84,7 @@ export class Stage {
 
   /** Remove every listener. */
   destroy() {
+    this.painter?.end();
     this.abort.abort();
     this.resizing.disconnect();
     this.element.remove();
@@ -84,7 +92,7 @@ export class Stage {
 
   /**
    * Show pictures by their addresses.
-   * @param {{before?: string, after?: string, mask?: string, caption?: string, fit?: object, count?: number,
+   * @param {{before?: string, after?: string, mask?: {url: string, channel: string}, caption?: string, fit?: object, count?: number,
    *   index?: number, next?: () => void}} what `fit` is one of the plan route's fits
    */
   show({ before = null, after = null, mask = null, caption = "", fit = null, count = 1, index = 0, next = null }) {
@@ -102,7 +110,7 @@ export class Stage {
     this.picker.textContent = `${index + 1}/${count}`;
     this.picker.setAttribute("aria-label", t("picture_of", { number: index + 1, count }));
     this.setFit(fit);
-    if (mask !== this.maskUrl) this.#loadMask(mask);
+    if (mask?.url !== this.maskUrl) this.#loadMask(mask);
     this.layout();
   }
 
@@ -116,6 +124,39 @@ export class Stage {
   toggle(key, on = !this.state[key]) {
     this.state[key] = on;
     this.layout();
+  }
+
+  /** Paint a mask over the picture; a mask that is known is where it begins. */
+  paint() {
+    if (this.painter) return this.painter.end();
+    const image = this.shown.before ? this.beforeImage : this.afterImage;
+    if (!image.naturalWidth) return undefined;
+    this.toggle("difference", false);
+    this.view.classList.add("kontext-painting");
+    this.painter = new Painter(this, { size: [image.naturalWidth, image.naturalHeight], start: this.mask ?? null,
+      onUse: this.onPaint, onEnd: () => {
+        this.painter = null;
+        this.view.classList.remove("kontext-painting");
+        this.view.removeAttribute("tabindex");
+        this.#paint();
+      } });
+    this.pictures.append(this.painter.canvas, this.painter.ring);
+    this.bar.after(this.painter.bar);
+    this.view.tabIndex = 0;
+    this.view.focus({ preventScroll: true });
+    this.#paint();
+    return undefined;
+  }
+
+  /** Where an event is on the picture, in 0..1 of its sides. */
+  toPicture(event) {
+    const box = this.view.getBoundingClientRect();
+    const scale = this.#shownScale(box);
+    const place = (at, start, side, axis, offset, whole, length) =>
+      (((at - start) / scale - side / 2 - this.pan[axis]) / this.zoom + whole / 2 - offset) / length;
+    const { width, height, left, top, pictureWidth, pictureHeight } = this.box;
+    return [place(event.clientX, box.left, this.view.clientWidth, 0, left, width, pictureWidth),
+      place(event.clientY, box.top, this.view.clientHeight, 1, top, height, pictureHeight)];
   }
 
   /** Put the divider at a percentage of the picture. */
@@ -182,7 +223,8 @@ export class Stage {
     }
     this.view.classList.toggle("kontext-pixels", this.zoom >= 6);
     this.pictures.classList.toggle("kontext-difference", both && difference);
-    const sliding = both && !difference;
+    const sliding = both && !difference && !this.painter;
+    this.afterImage.style.visibility = this.painter && both ? "hidden" : "";
     this.beforeImage.style.clipPath = sliding ? `inset(0 ${100 - this.position}% 0 0)` : "none";
     this.handle.hidden = !sliding;
     for (const label of this.labels) label.hidden = !sliding;
@@ -194,7 +236,7 @@ export class Stage {
     this.handle.setAttribute("aria-valuenow", Math.round(this.position));
     this.handle.setAttribute("aria-valuetext", t("slider_value", { percent: Math.round(this.position) }));
     this.percent.textContent = `${Math.round(this.zoom * 100)} %`;
-    this.border.hidden = !(this.maskUrl && this.state.outline);
+    this.border.hidden = !(this.maskUrl && this.state.outline) || Boolean(this.painter);
     const usable = { difference: both, frame: Boolean(this.fit), outline: Boolean(this.maskUrl) };
     for (const [key, element] of Object.entries(this.toggles)) {
       element.hidden = !usable[key];
@@ -208,15 +250,20 @@ export class Stage {
   }
 
   #slideTo(event) {
-    const box = this.view.getBoundingClientRect();
-    const x = (event.clientX - box.left) / this.#shownScale(box) - this.view.clientWidth / 2 - this.pan[0];
-    this.setPosition(((x / this.zoom + this.box.width / 2 - this.box.left) / this.box.pictureWidth) * 100);
+    this.setPosition(this.toPicture(event)[0] * 100);
   }
 
   #down(event) {
     if (event.button !== 0) return;
     event.stopPropagation();
     event.preventDefault();
+    if (this.painter) {
+      this.view.focus({ preventScroll: true });
+      this.view.setPointerCapture(event.pointerId);
+      this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
+      if (this.pointers.size === 1) this.painter.down(event);
+      return;
+    }
     this.handle.hidden ? this.toggles.difference.focus({ preventScroll: true }) : this.handle.focus({ preventScroll: true });
     this.view.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
@@ -225,6 +272,11 @@ export class Stage {
   }
 
   #move(event) {
+    if (this.painter && this.pointers.size < 2) {
+      this.painter.move(event);
+      event.stopPropagation();
+      return;
+    }
     const last = this.pointers.get(event.pointerId);
     if (!last) return;
     event.stopPropagation();
@@ -262,7 +314,17 @@ export class Stage {
     const step = event.shiftKey ? 40 : 2;
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const move = moves[event.key];
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const isUndo = this.painter && event.key.toLowerCase() === "z";
+    if ((event.ctrlKey || event.metaKey || event.altKey) && !isUndo) return;
+    if (this.painter && event.target === this.view && this.painter.key(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      return;
+    }
+    if (event.target.tagName === "INPUT") {
+      event.stopPropagation();
+      return;
+    }
     if (move && event.shiftKey) this.#panBy(move.map((n) => -n * step));
     else if (move) this.setPosition(this.position + (move[0] || -move[1]) * step);
     else if (event.key === "Home") this.setPosition(0);
@@ -280,13 +342,14 @@ export class Stage {
     event.stopPropagation(); // the host's own keys, such as Delete for the node, stay out of here
   }
 
-  async #loadMask(url) {
-    this.maskUrl = url;
-    if (!url) return;
-    const image = new Image();
-    image.src = url;
-    await image.decode().catch(() => null);
-    if (this.maskUrl === url && image.naturalWidth) drawBorder(this.border, image);
+  async #loadMask(mask) {
+    this.maskUrl = mask?.url;
+    this.mask = null;
+    if (!mask) return;
+    const read = await readMask(mask);
+    if (this.maskUrl !== mask.url || !read) return;
+    this.mask = read;
+    drawBorder(this.border, read);
   }
 }
 
@@ -302,28 +365,6 @@ function clip(frame, width, height, rectangle) {
   const x = Math.max(0, frame.x);
   const y = Math.max(0, frame.y);
   return rectangle(x, y, Math.min(width, frame.x + frame.width) - x, Math.min(height, frame.y + frame.height) - y);
-}
-
-/** The border of the white of a mask, drawn as a line that is seen on any picture. */
-function drawBorder(canvas, image) {
-  const scale = Math.min(1, 768 / Math.max(image.naturalWidth, image.naturalHeight));
-  const [width, height] = [Math.round(image.naturalWidth * scale), Math.round(image.naturalHeight * scale)];
-  Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  const white = new Uint8Array(width * height);
-  for (let i = 0; i < white.length; i++) white[i] = pixels.data[4 * i] > 8 ? 1 : 0;
-  const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : white[y * width + x]);
-  pixels.data.fill(0);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!at(x, y) || (at(x - 1, y) && at(x + 1, y) && at(x, y - 1) && at(x, y + 1))) continue;
-      const bright = ((x + y) >> 2) % 2 ? 255 : 0;
-      pixels.data.set([bright, bright, bright, 255], 4 * (y * width + x));
-    }
-  }
-  context.putImageData(pixels, 0, 0);
 }
 
 /** A stage over the whole window, closed by its button, Escape or a click beside it. */

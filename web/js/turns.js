@@ -6,11 +6,13 @@ import { Stage } from "./stage.js";
 import { t } from "./text.js";
 
 const ROW = 88;
+const ADDRESSES = 80; // pictures held at most, more than a strip has
 const MARGIN = 4; // rows beyond the visible ones
 
 export class TurnsPanel {
   constructor(store, parent) {
-    Object.assign(this, { store, abort: new AbortController(), selected: null, against: null, rows: new Map() });
+    Object.assign(this, { store, abort: new AbortController(), selected: null, against: null, rows: new Map(),
+      addresses: new Map() });
     const signal = this.abort.signal;
     this.stage = new Stage();
     this.stage.element.hidden = true;
@@ -37,6 +39,7 @@ export class TurnsPanel {
     this.abort.abort();
     this.resizing.disconnect();
     this.stage.destroy();
+    for (const url of this.addresses.values()) if (url?.startsWith("blob:")) URL.revokeObjectURL(url);
     this.element.remove();
   }
 
@@ -113,12 +116,27 @@ export class TurnsPanel {
     const number = (one) => `#${turns.indexOf(one) + 1}`;
     const [left, right] = this.against ? [this.selected, this.against].sort((a, b) => turns.indexOf(a) - turns.indexOf(b))
       : [null, this.selected];
-    const after = await reachable(right.after, right.thumb);
-    const before = left ? await reachable(left.after, left.thumb)
-      : right.before && await reachable(right.before, right.thumbBefore);
+    const asked = (this.asked = {});
+    const after = await this.#reachable(right.after, right.thumb);
+    const before = left ? await this.#reachable(left.after, left.thumb)
+      : right.before && await this.#reachable(right.before, right.thumbBefore);
+    if (asked !== this.asked || this.abort.signal.aborted) return;
     this.stage.show({ before: before?.url, after: after?.url,
       caption: [left ? `${number(left)} | ${number(right)}` : number(right), after?.gone ? t("gone") : right.size?.join(" × ")]
         .filter(Boolean).join(" · ") });
+  }
+
+  /** A picture's address and whether only the small one is left; the last few copies are held. */
+  async #reachable(ref, thumb) {
+    if (!ref) return null;
+    if (!this.addresses.has(ref.filename)) this.addresses.set(ref.filename, await this.store.address(ref));
+    const url = this.addresses.get(ref.filename);
+    for (const [name, old] of [...this.addresses].slice(0, -ADDRESSES)) {
+      if (old?.startsWith("blob:")) URL.revokeObjectURL(old);
+      this.addresses.delete(name);
+    }
+    if (url) return { url, gone: false };
+    return thumb ? { url: thumb, gone: true } : null;
   }
 
   #key(event) {
@@ -145,7 +163,12 @@ export class TurnsPanel {
     }
     setValue(edit, "prompt", turn.prompt);
     if (turn.seed !== null) setValue(edit, "seed", turn.seed);
-    if (from) await putPicture(edit, from);
+    const picture = from && await this.#reachable(from, null);
+    if (from && !picture) {
+      toast("warn", t("branch"), t("gone_branch"));
+      return null;
+    }
+    if (picture) await putPicture(edit, picture.url, from.filename);
     toast("success", t("branch"), t("branched"), 4000);
     return edit;
   }
@@ -162,7 +185,7 @@ export class TurnsPanel {
   async saveStrip() {
     const height = 256;
     const shown = this.store.turns.slice(-60);
-    const images = (await Promise.all(shown.map(async (turn) => load((await reachable(turn.after, turn.thumb))?.url))))
+    const images = (await Promise.all(shown.map(async (turn) => load((await this.#reachable(turn.after, turn.thumb))?.url))))
       .map((image, index) => ({ image, turn: shown[index] })).filter(({ image }) => image);
     const widths = images.map(({ image }) => Math.round((image.naturalWidth / image.naturalHeight) * height));
     const canvas = document.createElement("canvas");
@@ -193,7 +216,8 @@ export class TurnsPanel {
       graph.add(made);
       return made;
     };
-    const first = turns[0].before ? await upload(viewUrl(turns[0].before), "kontext-turns-start.png").catch(() => null) : null;
+    const first = turns[0].before && await this.#reachable(turns[0].before, null)
+      .then((found) => found && upload(found.url, "kontext-turns-start.png")).catch(() => null);
     const parts = [["KontextLoadModel", "model"], ["KontextLoadTextEncoders", "clip"], ["KontextLoadVAE", "vae"]];
     const all = node("KontextTurns", 460, 40);
     parts.forEach(([type, input], index) => node(type, 40, 40 + index * 150).connect(0, all, slotOf(all, input)));
@@ -225,8 +249,8 @@ function findEdit() {
 }
 
 /** Let an edit begin with a picture: in its Load Image, or in a new one. */
-async function putPicture(edit, ref) {
-  const name = await upload(viewUrl(ref), ref.filename);
+async function putPicture(edit, url, filename) {
+  const name = await upload(url, filename);
   let from = origin(edit, "image");
   if (from?.comfyClass !== "LoadImage") {
     from = globalThis.LiteGraph.createNode("LoadImage");
@@ -237,14 +261,6 @@ async function putPicture(edit, ref) {
   const values = from.widgets.find((one) => one.name === "image")?.options?.values;
   if (Array.isArray(values) && !values.includes(name)) values.push(name);
   if (value(from, "image") !== name) setValue(from, "image", name);
-}
-
-/** A picture's address if the host still has it, else the small one that was kept. */
-async function reachable(ref, thumb) {
-  if (!ref) return null;
-  const url = viewUrl(ref);
-  if (await load(url)) return { url, gone: false };
-  return thumb ? { url: thumb, gone: true } : null;
 }
 
 async function load(url) {

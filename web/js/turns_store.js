@@ -1,13 +1,16 @@
 /**
  * The turns of this user, kept by the host in kontext/turns-<n>.json, fifty to a file: a new turn writes one small
- * file, however long the session is.
+ * file, however long the session is. The pictures of the newest turns (the setting kontext.turns.keep) are kept whole in
+ * kontext/pictures, since the host empties its temporary folder when it starts.
  */
 
-import { api, viewUrl } from "./host.js";
+import { api, app, viewUrl } from "./host.js";
 
 const CHUNK = 50;
 const THUMB = 96;
 const FOLDER = "kontext";
+const PICTURES = `${FOLDER}/pictures`;
+export const KEEP = { id: "kontext.turns.keep", default: 200 };
 
 export class TurnStore extends EventTarget {
   turns = [];
@@ -38,13 +41,48 @@ export class TurnStore extends EventTarget {
     };
     this.turns.push(turn);
     this.dispatchEvent(new Event("change"));
+    await this.#keep(turn);
     [turn.thumb, turn.thumbBefore] = await Promise.all([thumbnail(turn.after), turn.before && thumbnail(turn.before)]);
     await this.#save(Math.floor(this.turns.indexOf(turn) / CHUNK));
     this.dispatchEvent(new Event("change"));
   }
 
+  /**
+   * The address of a turn's picture {filename, …}: the host's temporary folder, else the kept copy, else null.
+   * An address that begins with "blob:" is to be revoked by who asked.
+   */
+  async address(ref) {
+    if (!ref) return null;
+    const url = viewUrl(ref);
+    const isThere = await fetch(url, { method: "HEAD" }).then((answer) => answer.ok, () => false);
+    if (isThere) return url;
+    const response = await api.getUserData(keptName(ref)).catch(() => null);
+    return response?.ok ? URL.createObjectURL(await response.blob()) : null;
+  }
+
+  /** Copy a turn's pictures, and drop those of the turn that is now too old. */
+  async #keep(turn) {
+    const limit = Number(app.extensionManager.setting.get(KEEP.id) ?? KEEP.default);
+    if (!(limit > 0)) return;
+    for (const ref of [turn.after, turn.before].filter(Boolean)) {
+      const response = await fetch(viewUrl(ref)).catch(() => null);
+      if (!response?.ok) continue;
+      await api.storeUserData(keptName(ref), await response.blob(), { overwrite: true, stringify: false, throwOnError: false });
+    }
+    const old = this.turns.at(-1 - limit);
+    if (!old) return;
+    const needed = new Set(this.turns.slice(-limit).flatMap(({ after, before }) => [after, before].filter(Boolean).map(keptName)));
+    await this.#drop([old], needed);
+  }
+
+  async #drop(turns, needed = new Set()) {
+    const names = new Set(turns.flatMap(({ after, before }) => [after, before].filter(Boolean).map(keptName)));
+    for (const name of names) if (!needed.has(name)) await api.deleteUserData(name).catch(() => null);
+  }
+
   /** Forget all. */
   async clear() {
+    await this.#drop(this.turns.slice(-Number(app.extensionManager.setting.get(KEEP.id) ?? KEEP.default)));
     const count = Math.ceil(this.turns.length / CHUNK);
     this.turns = [];
     for (let index = 0; index < count; index++) {
@@ -61,6 +99,11 @@ export class TurnStore extends EventTarget {
     });
     return this.saving;
   }
+}
+
+/** Where the copy of a picture lies in the host's user data. */
+function keptName({ filename }) {
+  return `${PICTURES}/${filename.replaceAll(/[^\w.-]/g, "_").replace(/^\.+/, "_")}`;
 }
 
 function chunkOf(path) {
