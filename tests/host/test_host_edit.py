@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +36,42 @@ def test_the_same_seed_gives_the_same_bytes(host, tiny, edit_workflow, picture):
     host.client.post("/free", {"unload_models": True, "free_memory": True})
     second = host.pictures(host.run(edit_workflow(picture, seed=5)))[0]
     assert first.tobytes() == second.tobytes()
+
+
+def test_a_latent_mask_keeps_the_latent_outside_it_and_changes_it_inside(host, tiny, edit_workflow):
+    """Inpainting by latent mask: where the mask is black the result's latent is the picture's own."""
+    pixels = np.random.default_rng(3).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    name = host.upload(Image.fromarray(pixels), "inpaint.png")
+    mask = np.zeros((128, 128, 3), np.uint8)
+    mask[:, 64:] = 255
+    mask_name = host.upload(Image.fromarray(mask), "inpaint_mask.png")
+    graph = edit_workflow(name, latent=["masked", 0], seed=11, steps=3)
+    reference = {
+        "conditioning": ["prompt", 0], "vae": ["vae", 0], "image": ["load", 0], "fit": "stretch", "padding": "mirror",
+        "convention": "offset", "width": 0, "height": 0,
+    }  # fmt: skip
+    words = {"clip": ["clip", 0], "text": "", "guidance": 2.5, "text_length": 0}
+    graph |= {
+        "prompt": {"class_type": "KontextPrompt", "inputs": words},
+        "reference": {"class_type": "KontextReference", "inputs": reference},
+        "mask": {"class_type": "LoadImageMask", "inputs": {"image": mask_name, "channel": "red"}},
+        "masked": {
+            "class_type": "SetLatentNoiseMask",
+            "inputs": {"samples": ["reference", 1], "mask": ["mask", 0]},
+        },
+        "before": {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": ["reference", 1], "filename_prefix": "before"},
+        },
+        "after": {"class_type": "SaveLatent", "inputs": {"samples": ["edit", 1], "filename_prefix": "after"}},
+    }
+    outputs = host.run(graph).history["outputs"]
+    before, after = (
+        load_file(host.server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+        for file in (outputs[key]["latents"][0] for key in ("before", "after"))
+    )
+    assert before.shape == after.shape == (1, 16, 16, 16)
+    change = (after - before).abs().mean((0, 1))
+    # kept up to the scaling in and out of the model, in float32
+    assert change[:, :8].max() < 1e-5 * before.std()
+    assert change[:, 8:].min() > 0.01 * before.std()
