@@ -38,7 +38,7 @@ from kontext_core.weights.locate import BUNDLED  # noqa: E402
 from kontext_core.weights.packed import PlainOperations  # noqa: E402
 from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E402
 
-SIZE = 256
+SIZE, TEXT = 256, 512  # pixels a side, text tokens
 Q4_STEP = 4.61  # standard deviation of uniform nibbles 0..15
 PATTERN = 2**24  # random numbers that are drawn once and repeated
 
@@ -109,8 +109,8 @@ def write_fp8(
     write_safetensors(path, layout, tensors(), metadata_for([key.removesuffix(".weight") for key in scaled]))
 
 
-def make_model(folder: Path, quantisation: str) -> None:
-    """Writes the model's folder; a file that is there is kept."""
+def make_model(folder: Path, quantisation: str, text: int = TEXT) -> None:
+    """Writes the model's folder; a file that is there is kept. Prompts are padded to `text` tokens."""
     meta = {"operations": PlainOperations, "device": "meta"}
     transformer = shapes_of(Flux(TransformerParams(), **meta))
     parts = {
@@ -146,7 +146,7 @@ def make_model(folder: Path, quantisation: str) -> None:
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(BUNDLED["kontext-tiny"] / name, folder / name, dirs_exist_ok=True)
     config = folder / "tokenizer_2" / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 512}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": text}))
 
 
 def write_plain(path: Path, module: torch.nn.Module) -> None:
@@ -155,7 +155,7 @@ def write_plain(path: Path, module: torch.nn.Module) -> None:
     write_safetensors(path, layout, ((key, small_values(key, *layout[key][::-1])) for key in shapes), {})
 
 
-def child(folder: Path, mode: str, steps: int) -> None:
+def child(folder: Path, mode: str, steps: int, size: int) -> None:
     """One edit in this process; prints a JSON object."""
     from kontext_core.edit import edit_image
     from kontext_core.weights import offload
@@ -167,15 +167,15 @@ def child(folder: Path, mode: str, steps: int) -> None:
     started = time.perf_counter()
     model = load_model(folder)
     loaded = time.perf_counter()
-    ramp = torch.linspace(-1, 1, SIZE)
+    ramp = torch.linspace(-1, 1, size)
     picture = torch.stack(
-        [ramp.expand(SIZE, SIZE), ramp[:, None].expand(SIZE, SIZE), torch.zeros(SIZE, SIZE)]
+        [ramp.expand(size, size), ramp[:, None].expand(size, size), torch.zeros(size, size)]
     )[None]
 
     def on_step(info) -> None:
         print(f"{mode}: step {info.index + 1} of {info.num_steps}", file=sys.stderr, flush=True)
 
-    result = edit_image(model, picture, "make it red", num_steps=steps, size=(SIZE, SIZE), on_step=on_step)
+    result = edit_image(model, picture, "make it red", num_steps=steps, size=(size, size), on_step=on_step)
     finished = time.perf_counter()
     plan = model.plans.get("transformer")
     answer = {
@@ -205,6 +205,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quantisation", choices=("q4", "fp8"), default="q4", help="of the transformer")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--text", type=int, default=TEXT, help="text tokens (default: %(default)s)")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "runs" / "full-size", help="where the model is made"
     )
@@ -215,12 +217,13 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder if args.child else args.folder / args.quantisation
     if args.child:
-        return child(folder, args.child, args.steps)
+        return child(folder, args.child, args.steps, args.size)
     started = time.perf_counter()
-    make_model(folder, args.quantisation)
+    make_model(folder, args.quantisation, args.text)
     made = time.perf_counter() - started
-    common = ["--folder", str(folder), "--steps", str(args.steps), "--child"]
-    report = run_child([*common, "offload"]) | {"quantisation": args.quantisation, "steps": args.steps}
+    common = ["--folder", str(folder), "--steps", str(args.steps), "--size", str(args.size), "--child"]
+    asked = {"quantisation": args.quantisation, "steps": args.steps, "size": args.size, "text": args.text}
+    report = run_child([*common, "offload"]) | asked
     report["seconds"]["make"] = made
     if not args.no_resident:
         resident = run_child([*common, "resident"])

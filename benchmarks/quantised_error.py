@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ from kontext_core.weights.load import load_transformer  # noqa: E402
 from kontext_core.weights.quantize import quantize_file  # noqa: E402
 from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E402
 
-KINDS = ("fp8_scaled", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
+KINDS = ("bf16", "fp8_scaled", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
 
 def write_random(path: Path, depth: int = 1, depth_single_blocks: int = 2) -> None:
@@ -95,21 +96,24 @@ def diffusers_error(path: Path, config: Path, arguments: dict, exact: torch.Tens
 
 
 @torch.inference_mode()
-def measure(source: Path, folder: Path) -> list[dict]:
+def measure(source: Path, folder: Path, kinds: Sequence[str]) -> list[dict]:
     exact_model = load_transformer(source, dtype=torch.float32)
     arguments = inputs(exact_model.params)
     exact = exact_model(**arguments)
     del exact_model
-    half = load_transformer(source, dtype=torch.bfloat16)
-    # Times stay float32, as when sampling: 0.6 rounded to bfloat16 is another time.
-    cast = {key: arguments[key].bfloat16() for key in ("img", "txt", "y")}
-    rows = [
-        {"kind": "bf16", "bytes": source.stat().st_size, "ours": relative(half(**arguments | cast), exact)}
-    ]
-    del half
+    rows = []
+    if "bf16" in kinds:
+        half = load_transformer(source, dtype=torch.bfloat16)
+        # Times stay float32, as when sampling: 0.6 rounded to bfloat16 is another time.
+        cast = {key: arguments[key].bfloat16() for key in ("img", "txt", "y")}
+        error = relative(half(**arguments | cast), exact)
+        rows.append({"kind": "bf16", "bytes": source.stat().st_size, "ours": error})
+        del half
     config = convert_file(source, folder / "transformer", to="diffusers")
     published = load_transformer(source).params.hidden_size == 3072
-    for kind in KINDS:
+    for kind in kinds:
+        if kind == "bf16":
+            continue
         gguf = not kind.startswith("fp8")
         started = time.perf_counter()
         path = quantize_file(source, folder / f"{kind}.{'gguf' if gguf else 'safetensors'}", type=kind)
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="an unquantised transformer file instead of random weights"
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="which (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -137,7 +142,7 @@ def main() -> None:
         source = args.model or folder / "bf16.safetensors"
         if args.model is None:
             write_random(source)
-        rows = measure(source, folder)
+        rows = measure(source, folder, args.kinds)
     if args.json:
         return print(json.dumps(rows))
     print(f"{'':12}{'MB':>8}{'ours':>10}{'diffusers':>11}   relative error of a velocity")

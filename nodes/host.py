@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from ..kontext_core.weights import locate
 from ..kontext_core.weights.formats import T5, TRANSFORMER
 from ..kontext_core.weights.load import build
 from ..kontext_core.weights.locate import FEW_STEP_WORDS
+from ..kontext_core.weights.offload import SMALL
+from ..kontext_core.weights.packed import PackedOperations
 from ..kontext_core.weights.parts import open_part
-from . import host_clip, host_model, host_vae
+from . import host_clip, host_layers, host_model, host_vae
 
 logger = logging.getLogger("kontext")
 
@@ -60,7 +63,18 @@ def list_models(kind: str) -> list[str]:
     names = [BUNDLED]
     if kind == "diffusion_models" and find_few_step(BUNDLED_FOLDER) is not None:
         names.append(BUNDLED_FEW_STEP)
-    return names + [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SUFFIXES)]
+    names += [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SUFFIXES)]
+    return names + (_list_gguf(kind) if kind in ("diffusion_models", "text_encoders") else [])
+
+
+def _list_gguf(kind: str) -> list[str]:
+    """GGUF files of the host's folders, which it leaves out of its own lists."""
+    found: set[str] = set()
+    for folder in folder_paths.get_folder_paths(kind):
+        if os.path.isdir(folder):
+            files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
+            found |= {name for name in files if name.lower().endswith(".gguf")}
+    return sorted(found)
 
 
 def find_few_step(folder: Path) -> Path | None:
@@ -110,10 +124,12 @@ def load_model(name: str, weight_dtype: str = "default"):
 def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
     """A ModelPatcher over the host's own FLUX model class with our transformer inside."""
     management = comfy.model_management
-    # The host's layers do not know packed weights (fp8 with scales, GGUF): those are unpacked.
-    core = build(open_part(path, TRANSFORMER), dtype=dtype, operations=torch.nn)
-    stored = core.img_in.weight.dtype
-    count = sum(parameter.numel() for parameter in core.parameters())
+    part = open_part(path, TRANSFORMER)
+    # Packed weights (fp8 with scales, GGUF) stay so unless a dtype is asked for.
+    packed = dtype is None and any(part.is_packed(key) for key in part.shapes)
+    core = build(part, dtype=dtype, operations=PackedOperations if packed else torch.nn)
+    stored = core.compute_dtype
+    count = sum(math.prod(shape) for shape in part.shapes.values())
     device = management.get_torch_device()
     if dtype is not None:
         computed = management.unet_manual_cast(stored, device, SUPPORTED) or stored
@@ -121,7 +137,9 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
         computed = management.unet_dtype(model_params=count, supported_dtypes=SUPPORTED, weight_dtype=stored)
     narrower = computed.itemsize < stored.itemsize
     small = management.is_device_cpu(device) and count * computed.itemsize < CAST_BELOW
-    if computed != stored and (narrower or small):
+    if packed:  # what is not packed is little
+        core, stored = build(part, dtype=computed, operations=PackedOperations), computed
+    elif computed != stored and (narrower or small):
         core, stored = core.to(computed), computed
 
     config = comfy.supported_models.Flux(host_model.unet_config(core.params))
@@ -130,8 +148,7 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
     config.memory_usage_factor *= core.params.hidden_size / 3072  # the host's number is the published width's
     meta = torch.device("meta")
     model = comfy.model_base.Flux(config, device=meta, unet_model=host_model.HostTransformer)
-    model.diffusion_model.load_state_dict(core.state_dict(), strict=True, assign=True)
-    model.diffusion_model.requires_grad_(False)
+    host_layers.move_weights(core, model.diffusion_model, part.file.maps if part.nbytes >= SMALL else ())
     offload = management.unet_offload_device()
     if not management.is_device_cpu(offload):
         model.to(offload)
@@ -141,8 +158,12 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
         distilled=is_few_step(path),
         few_step=find_few_step(path.parent) if path.parent == BUNDLED_FOLDER else None,
     )
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    result = patcher(model, load_device=device, offload_device=offload)
+    patcher = comfy.model_patcher.ModelPatcher
+    if not packed:  # a newer host's own way of loading knows its own kinds of packed weights only
+        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", patcher)
+    size = host_layers.loaded_bytes(model)
+    result = patcher(model, load_device=device, offload_device=offload, size=size)
+    host_layers.watch(result)
     model.diffusion_model.steps.watch(result)
     return result
 
@@ -191,7 +212,7 @@ def load_clip(t5_name: str, clip_name: str):
         t5_path, clip_path = find_file("text_encoders", t5_name), find_file("text_encoders", clip_name)
         tokenizers = tokenizer_folders(t5_path, clip_path)
     words = ClipTokenizer.from_path(tokenizers[1])
-    t5 = build(open_part(t5_path, T5), operations=torch.nn)
+    t5 = build(open_part(t5_path, T5))
     clip = weights.load_clip(clip_path, eos_token_id=words.eos_id)
     tokenizer = host_clip.HostTokenizer(words, T5Tokenizer.from_path(tokenizers[0]), t5_name)
     host_clip.check_tokenizer(tokenizer, t5, clip)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..kontext_core.models.clip import ClipTextEncoder
 from ..kontext_core.models.t5 import T5Encoder
 from ..kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
+from . import host_layers
 
 logger = logging.getLogger("kontext")
 
@@ -117,7 +118,7 @@ class HostTextEncoders(nn.Module):
         self.end, self.pad = t5_tokenizer.eos_id, t5_tokenizer.pad_id
         self.t5xxl = Part(_in_host_layers(T5Encoder, t5))
         self.clip_l = Part(_in_host_layers(ClipTextEncoder, clip))
-        self.dtypes = {parameter.dtype for parameter in self.parameters()}
+        self.dtypes = {_plain_dtype(part.transformer) for part in (self.t5xxl, self.clip_l)}
         self.execution_device: torch.device | None = None
 
     def set_clip_options(self, options: dict) -> None:
@@ -186,12 +187,17 @@ def make_clip(t5: T5Encoder, clip: ClipTextEncoder, tokenizer: HostTokenizer) ->
     parameters = sum(parameter.numel() for part in (t5, clip) for parameter in part.parameters())
     # The weights are in main memory, wherever the host would have built the model.
     offload = comfy.model_management.text_encoder_offload_device()
-    return comfy.sd.CLIP(Target, parameters=parameters, model_options={"initial_device": offload})
+    result = comfy.sd.CLIP(Target, parameters=parameters, model_options={"initial_device": offload})
+    host_layers.watch(result.patcher)
+    return result
+
+
+def _plain_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of the weights that are not packed."""
+    return next(p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1)
 
 
 def _in_host_layers(kind: type[nn.Module], core: nn.Module) -> nn.Module:
-    """A core module rebuilt from the host's layers over the same tensors."""
-    dtype = next(core.parameters()).dtype
-    module = kind(core.params, operations=comfy.ops.manual_cast, dtype=dtype, device="meta")
-    module.load_state_dict(core.state_dict(), strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+    """A core module rebuilt from the host's layers over the same tensors; packed ones stay packed."""
+    module = kind(core.params, operations=comfy.ops.manual_cast, dtype=_plain_dtype(core), device="meta")
+    return host_layers.move_weights(core, module)

@@ -92,7 +92,11 @@ def _tokens(latent: torch.Tensor) -> int:
 
 def _numel(module: torch.nn.Module, skip: tuple[str, ...] = ("mod", "modulation")) -> int:
     """Weights of a block's products by token; modulation is one product a step."""
-    return sum(p.numel() for name, p in module.named_parameters() if not any(part in name for part in skip))
+    return sum(
+        layer.in_features * layer.out_features
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear) and not any(part in name for part in skip)
+    )
 
 
 def _operations(network: Any, num_image: int, num_text: int) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kontext_core.models.lora import LoraFile, Patch
 from ..kontext_core.models.lora_apply import LoraReport, host_patches
 from .host import SUFFIXES
+from .host_layers import logical_shapes
 
 
 def list_loras() -> list[str]:
@@ -92,4 +93,5 @@ def _add(patcher: Any, patches: list, strength: float) -> list[str]:
 
 
 def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    return shapes | logical_shapes(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ DEFAULT_MODEL = "kontext-tiny"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model and its parts, dtype and device."""
+def add_model_options(parser: argparse.ArgumentParser, *, loras: bool = True) -> None:
+    """--model and its parts, dtype, device, memory, and LoRAs on it."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -26,7 +27,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help="a bundled model, a folder with all parts, or a transformer file (default: %(default)s)",
     )
-    group.add_argument("--t5", metavar="PATH", help="T5 encoder file or folder, where it is not beside the model")
+    group.add_argument(
+        "--t5", metavar="PATH", help="T5 encoder file or folder, where it is not beside the model"
+    )
     group.add_argument("--clip", metavar="PATH", help="CLIP text encoder file or folder, likewise")
     group.add_argument("--vae", metavar="PATH", help="autoencoder file or folder, likewise")
     group.add_argument(
@@ -34,7 +37,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="compute in this type (default: that of the files)",
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps … (default: cuda where there is one, else cpu)")
+    group.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps … (default: cuda where there is one, else cpu)"
+    )
+    group.add_argument(
+        "--budget",
+        type=gigabytes,
+        metavar="GB",
+        help="memory that the transformer's weights may take; the rest is brought when used (default: what is free)",
+    )
+    if not loras:
+        return
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="put a LoRA of any format on the model (strength 1 unless given); may be given several times",
+    )
 
 
 def load_model(args: argparse.Namespace) -> KontextModel:
@@ -52,7 +74,54 @@ def load_model(args: argparse.Namespace) -> KontextModel:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--device {device} cannot be used: {reason}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(args.model, t5=args.t5, clip=args.clip, vae=args.vae, dtype=dtype, device=device)
+    options = {"t5": args.t5, "clip": args.clip, "vae": args.vae, "dtype": dtype, "device": device}
+    model = load_model(args.model, **options, budget=args.budget)
+    if getattr(args, "loras", None):
+        _apply_loras(model, args.loras)
+    return model
+
+
+def _apply_loras(model: KontextModel, asked: list[tuple[str, float]]) -> None:
+    """Put LoRAs onto every network of the model and say what matched."""
+    from ..models.lora_apply import apply
+    from ..weights.lora_file import load_lora
+
+    loras = [(load_lora(path), strength) for path, strength in asked]
+    modules = {"transformer": model.transformer, "t5": model.t5, "clip": model.clip}
+    # A model that does not fit stays in its memory map: no patched copies beside it.
+    merge = not model.plans
+    for report in apply(modules, loras, merge=merge):
+        say(str(report))
+    if model.few_step is not None:
+        for_transformer = [item for item in loras if "transformer" in item[0].parts]
+        apply({"transformer": model.few_step}, for_transformer, merge=merge)
+
+
+def lora(text: str) -> tuple[str, float]:
+    """--lora: a path, or a path and a strength."""
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        value = float(strength)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{strength!r} is no strength; give FILE=0.8, or FILE alone"
+        ) from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"the strength {strength} is not finite")
+    return path, value
+
+
+def gigabytes(text: str) -> int:
+    """--budget: a number of gigabytes, as bytes."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes") from None
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; give gigabytes, such as 8")
+    return int(value * 1e9)
 
 
 def size(text: str) -> str | tuple[int, int]:

@@ -78,7 +78,7 @@ def add(commands: argparse._SubParsersAction) -> None:
             "--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)"
         )
         stage.add_argument("--seed", type=common.whole(0), default=0, metavar="S", help="default: 0")
-        common.add_model_options(stage)
+        common.add_model_options(stage, loras=False)
 
 
 def _teacher(args: argparse.Namespace, *, words: bool):
