@@ -33,6 +33,9 @@ from .guards import batch_spread, check_real
 from .losses import discriminator_hinge, generator_hinge
 from .network import Conditions, encode_conditions, freeze, velocity
 
+DAMPING_STEP = 0.1  # noise added, in deviations of a latent
+CALIBRATION = 16  # batches of four whose features tell the heads their scale
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepLosses:
@@ -73,10 +76,24 @@ class Distillation:
             self.heads = Discriminator(params, operations=mixed)
             self.heads.init_weights(torch.Generator().manual_seed(seed))
             self.heads.to(next(student.parameters()).device)
+            self.heads.calibrate(self._calibration(seed))
         if compile_blocks:
             for transformer in (self.teacher.transformer, student):
                 for block in [*transformer.double_blocks, *transformer.single_blocks]:
                     block.compile()
+
+    @torch.no_grad()
+    def _calibration(self, seed: int) -> Iterator[list[Tensor]]:
+        """Features of real latents, by which the heads are scaled; the same ones whenever a run goes on."""
+        settings, generator = self.config, torch.Generator().manual_seed(seed)
+        for step in range(CALIBRATION):
+            batch = self.data.batch(step, 0, 4)
+            given = encode_conditions(self.teacher, batch, guidance=settings.guidance, dtype=self.dtype)
+            x_0 = latents.pack(batch["target"].float())
+            t_hat = renoise_times(len(x_0), settings.renoise_mean, settings.renoise_std, generator)
+            x_t = interpolate(x_0, torch.randn(x_0.shape, generator=generator), t_hat)
+            device = given.txt.device
+            yield self.features(x_t.to(device), t_hat.to(device), given)
 
     def losses(
         self, batch: dict[str, Tensor], generator: torch.Generator, *, step: int, steps: int
@@ -104,19 +121,34 @@ class Distillation:
 
         settings = self.config
         t_hat = renoise_times(len(x_0), settings.renoise_mean, settings.renoise_std, generator).to(device)
+        real_x, fake_x = interpolate(x_0, noise(), t_hat), interpolate(guess, noise(), t_hat)
         with torch.no_grad():
-            real_features = self.features(interpolate(x_0, noise(), t_hat), t_hat, given)
-        fake_features = self.features(interpolate(guess, noise(), t_hat), t_hat, given)
+            real_features = self.features(real_x, t_hat, given)
+        fake_features = self.features(fake_x, t_hat, given)
         with held(self.heads):
             student = generator_hinge(self.scores(fake_features, t_hat, given))
         real = self.scores(real_features, t_hat, given)
         fake = self.scores([block.detach() for block in fake_features], t_hat, given)
         heads = discriminator_hinge(real, fake)
+        if settings.damping:
+            heads = heads + settings.damping * sum(
+                self._steepness(x_t, noise(), scores, t_hat, given)
+                for x_t, scores in ((real_x, real), (fake_x.detach(), fake))
+            )
         numbers["real_score"], numbers["fake_score"] = (
             float(torch.stack([s.detach().mean() for s in side]).mean()) for side in (real, fake)
         )
         numbers["head_loss"] = float(heads.detach())
         return StepLosses(student=student, heads=heads, numbers=numbers)
+
+    def _steepness(
+        self, x_t: Tensor, eps: Tensor, scores: list[Tensor], t: Tensor, given: Conditions
+    ) -> Tensor:
+        """How much the scores move with a little noise: the squared gradient of R1, by a finite difference."""
+        with torch.no_grad():
+            moved = self.features(x_t + DAMPING_STEP * eps, t, given)
+        pairs = zip(scores, self.scores(moved, t, given), strict=True)
+        return torch.stack([(a - b).square().mean() for a, b in pairs]).mean() / DAMPING_STEP**2
 
     def features(self, x_t: Tensor, t: Tensor, given: Conditions) -> list[Tensor]:
         """The frozen teacher's target tokens (B, N, hidden) after every block."""

@@ -3,14 +3,16 @@
 Notable:
 - the teacher itself is the feature extractor: its target tokens after every block, read by `BlockFeatures`;
 - every block has a head of its own; heads share nothing;
-- a head knows how noisy its input is (t̂) and what was asked for (pooled text): by FiLM and by projection.
+- a head knows how noisy its input is (t̂) and what was asked for (pooled text): by FiLM and by projection;
+- features are standardised channel by channel with fixed numbers, measured once (`Discriminator.calibrate`): a norm
+  over each token would hide how strong its contents are, and with that a student that overshoots.
 
 Source: arXiv 2403.12015 section 3; projection: arXiv 1802.05637 eq. 3; FiLM: arXiv 1709.07871.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,11 +93,14 @@ class DiscriminatorHead(nn.Module):
         self.reduce = operations.Conv2d(params.hidden_size, channels, 1, **place)
         self.mix = operations.Conv2d(channels, channels, 3, padding=1, **place)
         self.score = operations.Conv2d(channels, 1, 1, **place)
+        # of the teacher's features on real latents
+        self.register_buffer("center", torch.zeros(params.hidden_size, device=device))
+        self.register_buffer("spread", torch.ones(params.hidden_size, device=device))
 
     def forward(self, features: Tensor, rows: int, columns: int, time: Tensor, vec: Tensor) -> Tensor:
         """features (B, N, hidden), N = rows·columns; time (B, 256) sinusoids; vec (B, vec_in) -> (B, N) float32."""
-        # the residual stream's scale differs by block and by orders of magnitude: the direction is what is read
-        x = F.layer_norm(features.float(), features.shape[-1:], eps=1e-6).to(features.dtype)
+        # the residual stream's scale differs by block and channel, by orders of magnitude
+        x = ((features.float() - self.center) / self.spread).to(features.dtype)
         x = rearrange(x, "b (h w) c -> b c h w", h=rows, w=columns)
         condition = F.silu(self.time(time) + self.text(vec))
         scale, shift = self.film(condition)[..., None, None].chunk(2, dim=1)
@@ -125,6 +130,22 @@ class Discriminator(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_uniform_(parameter, a=1.0, generator=generator)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Take each channel's mean and deviation from batches of features of real latents, (B, N, hidden) a head."""
+        count, sums = 0, [torch.zeros(2, head.center.numel(), dtype=torch.float64) for head in self.heads]
+        for features in batches:
+            count += features[0].shape[:2].numel()
+            for total, block in zip(sums, features, strict=True):
+                values = block.double().flatten(0, 1)
+                total += torch.stack((values.sum(0), values.square().sum(0))).cpu()
+        for head, total in zip(self.heads, sums, strict=True):
+            center, square = total / count
+            spread = (square - center.square()).clamp(min=0).sqrt()
+            head.center.copy_(center)
+            # a channel that never moves says nothing: it is not blown up
+            head.spread.copy_(spread.clamp(min=float(1e-3 * spread.mean()) + 1e-6))
 
     def forward(
         self, features: Sequence[Tensor], rows: int, columns: int, t: Tensor, vec: Tensor

@@ -98,6 +98,30 @@ def test_heads_see_the_teacher_s_features_of_the_target_at_t_hat(parts):
     assert [score.shape for score in scores] == [(4, given.num_target)] * 3
 
 
+def test_damping_counts_how_steep_the_scores_are_and_spares_the_student(parts):
+    module, data = parts
+    plain, damped = (
+        Distillation(
+            module,
+            make_student(module.transformer),
+            data,
+            DistillConfig(head_channels=8, damping=damping),
+            dtype=torch.float32,
+        )
+        for damping in (0.0, 0.5)
+    )
+    first, second = losses(plain), losses(damped)
+    assert torch.equal(first.student, second.student)
+    assert float(second.heads.detach()) > float(first.heads.detach())
+    (second.heads - float(first.numbers["head_loss"])).backward()
+    assert gradients(damped.heads) and not gradients(damped.student) and not gradients(damped.teacher)
+    with torch.no_grad():
+        for parameter in damped.heads.parameters():
+            parameter.zero_()  # level scores cost nothing
+    flat = losses(damped)
+    assert float(flat.heads.detach()) == pytest.approx(flat.numbers["head_loss"])
+
+
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_the_student_starts_as_the_teacher(parts, lora_rank):
     task = make(parts, lora_rank=lora_rank)

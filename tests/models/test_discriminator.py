@@ -104,6 +104,25 @@ def test_tokens_are_laid_out_row_by_row():
     assert changed.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
+def test_features_are_standardised_by_what_calibration_saw():
+    heads, generator = make(), torch.Generator().manual_seed(7)
+    scale = torch.logspace(-1, 1, 16)  # within what the floor for still channels leaves alone
+    batches = [
+        [scale * torch.randn(8, 6, 16, generator=generator) + scale for _ in range(5)] for _ in range(20)
+    ]
+    heads.calibrate(iter(batches))
+    for head in heads.heads:  # 960 tokens: 3 % is a standard error of the mean
+        assert torch.allclose(head.center, scale, rtol=0.15, atol=0)
+        assert torch.allclose(head.spread, scale, rtol=0.1, atol=0)
+
+
+def test_a_louder_token_is_another_token():
+    heads = make()
+    t, vec = torch.tensor([0.5, 0.5]), torch.zeros(2, 4)
+    quiet, loud = (heads([factor * block for block in features()], 2, 3, t, vec) for factor in (1, 2))
+    assert all(not torch.allclose(a, b, rtol=0.05) for a, b in zip(quiet, loud, strict=True))
+
+
 def test_a_discriminator_of_another_teacher_is_refused():
     with pytest.raises(ValueError, match="2 blocks' features for 5 heads"):
         make()(features()[:2], 2, 3, torch.ones(2), torch.zeros(2, 4))
