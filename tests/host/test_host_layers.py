@@ -57,3 +57,7 @@ def test_nodes_that_merge_models_get_values(case):
 def test_a_packed_text_encoder_stays_packed_and_encodes_the_same(result):
     assert result["t5"]["stored"] == ["torch.uint8"]
     assert result["t5"]["difference"] < ROUNDING
+
+
+def test_gguf_files_are_listed_and_load_by_name(result):
+    assert result["lists"] == {"listed": ["a.safetensors", "c.gguf"], "stored": "torch.uint8"}

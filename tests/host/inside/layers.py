@@ -12,6 +12,7 @@ import pack
 pack.load_pack()
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.lora import read_lora  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.lora_apply import patch_state  # noqa: E402
@@ -168,5 +169,13 @@ def t5_case() -> dict:
     return {"stored": sorted(kinds), "difference": difference(module(ids), core(ids))}
 
 
+def lists_case() -> dict:
+    """GGUF files are in the loaders' lists and load by their names."""
+    folder_paths.add_model_folder_path("diffusion_models", str(FOLDER))
+    names = host.list_models("diffusion_models")
+    stored = host.load_model("c.gguf").model.diffusion_model.get_submodule(QKV).weight.dtype
+    return {"listed": [name for name in ("a.safetensors", "c.gguf") if name in names], "stored": str(stored)}
+
+
 write_files()
-pack.answer({**{kind: case(kind) for kind in KINDS}, "t5": t5_case()})
+pack.answer({**{kind: case(kind) for kind in KINDS}, "t5": t5_case(), "lists": lists_case()})
