@@ -41,14 +41,20 @@ sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, folder)
 import comfy.options
 comfy.options.enable_args_parsing()
-import asyncio, torch, nodes, server, comfy_api.latest, comfy.sd, comfy.samplers, comfy.ldm.flux.model, latent_preview
+import asyncio, torch, utils.extra_config
+import server, nodes
+loop = asyncio.new_event_loop()
+asyncio.set_event_loop(loop)
+server.PromptServer(loop)
 begun = time.process_time()
 spec = importlib.util.spec_from_file_location("kontext_pack", root + "/__init__.py", submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
-extension = asyncio.run(module.comfy_entrypoint())
-found = asyncio.run(extension.get_node_list())
+extension = loop.run_until_complete(module.comfy_entrypoint())
+found = loop.run_until_complete(extension.get_node_list())
+for node in found:
+    node.GET_SCHEMA()
 print(json.dumps({"s": time.process_time() - begun, "nodes": len(found)}))
 """
 

@@ -17,6 +17,7 @@ from .accelerate import Accelerate, Saved
 from .cache import cache_of, content
 from .conditioning import Convention, encode_prompt, make_references
 from .denoise import Denoiser
+from .models.backends import choose_attention
 from .models.tiling import decode_within, encode_within
 from .samplers import SAMPLERS, OnStep
 
@@ -67,6 +68,7 @@ def edit_image(
     reference_latents: Sequence[Tensor] = (),
     bfl_noise: bool = False,
     accelerate: Accelerate | None = None,
+    attention: str = "auto",
     on_step: OnStep | None = None,
 ) -> EditResult:
     """Edit pictures by instruction, or make them from text when there is none.
@@ -89,6 +91,8 @@ def edit_image(
             size when there is no picture.
         bfl_noise: draw noise as black-forest-labs/flux does.
         accelerate: approximations that skip work between steps; none by default, which is exact.
+        attention: "auto" (the fastest exact one on the device, measured once), "torch", or another of
+            `models.backends.NAMES`.
         on_step: progress, preview and cancel.
 
     Raises:
@@ -118,6 +122,14 @@ def edit_image(
     encoded = time.perf_counter()
 
     grid = grid_of(h * w // latents.PATCH**2)
+    num_tokens = conditioning.txt.shape[1] + h * w // latents.PATCH**2
+    attend = choose_attention(
+        attention,
+        model.device,
+        transformer.compute_dtype,
+        head_dim=transformer.params.hidden_size // transformer.params.num_heads,
+        num_tokens=num_tokens + (0 if references is None else sum(references.lengths)),
+    )
     denoiser = Denoiser(
         transformer,
         conditioning,
@@ -127,6 +139,7 @@ def edit_image(
         guidance=guidance,
         planned=grid[:-1].tolist(),
         accelerate=accelerate,
+        attend=attend,
     )
     x = latents.pack(latents.noise(batch, h, w, seeds, bfl=bfl_noise)).to(denoiser.device)
     x = sample(denoiser, x, grid, on_step)

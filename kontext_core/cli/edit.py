@@ -24,6 +24,9 @@ DEFAULTS: dict[str, Any] = {
     "fit": "stretch",
     "convention": "offset",
     "bfl": False,
+    "reuse_context": 1,
+    "skip_regions": 0.0,
+    "first_block": 0.0,
 }
 
 
@@ -41,7 +44,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     group.add_argument(
         "--fit", choices=FITS, help="how the picture meets the model's sizes (default: stretch, as BFL does)"
     )
-    group.add_argument("--convention", choices=CONVENTIONS, help="how references are placed (default: offset)")
+    group.add_argument(
+        "--convention", choices=CONVENTIONS, help="how references are placed (default: offset)"
+    )
     group.add_argument(
         "--preserve",
         action="store_true",
@@ -59,14 +64,21 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="the instruction; needed unless --like gives one")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write: .png, .jpg or .webp")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write: .png, .jpg or .webp"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)")
+    group.add_argument(
+        "--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)"
+    )
     group.add_argument("--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)")
     group.add_argument("--seed", type=common.whole(0), metavar="S", help="seed of the noise (default: 0)")
     group.add_argument(
-        "--size", type=common.size, metavar="WxH|auto", help="multiples of 16 (default: auto, the picture's own)"
+        "--size",
+        type=common.size,
+        metavar="WxH|auto",
+        help="multiples of 16 (default: auto, the picture's own)",
     )
     group.add_argument(
         "--few-step", type=int, choices=(1, 2, 4), metavar="N", help="1, 2 or 4 steps with a distilled model"
@@ -77,6 +89,30 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--bfl", action="store_true", default=None, help="noise, schedule and fit exactly as BFL's own code"
     )
     group.add_argument("--like", metavar="PNG", help="take prompt and settings from this picture's record")
+    group = parser.add_argument_group(
+        "speed", "approximations, off unless asked for; see benchmarks/run.py context"
+    )
+    group.add_argument(
+        "--reuse-context",
+        type=common.whole(1),
+        metavar="N",
+        help="compute the references' tokens every N-th step only (4 saves about a third)",
+    )
+    group.add_argument(
+        "--skip-regions",
+        type=float,
+        metavar="D",
+        help="leave out what is this near to the picture (0.3 is careful)",
+    )
+    group.add_argument(
+        "--first-block",
+        type=float,
+        metavar="D",
+        help="skip the other blocks while the first changes this little",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the blocks first; pays for large pictures"
+    )
     common.add_model_options(parser)
 
 
@@ -85,14 +121,21 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     target = common.check_output(args.output)
     from .. import geometry, images, record
+    from ..accelerate import Accelerate
     from ..edit import edit_image
+    from ..models.regional import compile_blocks
     from ..preserve import preserve
 
     prompt, settings = _settings(args)
+    accelerate = Accelerate(
+        every=settings["reuse_context"], regions=settings["skip_regions"], first_block=settings["first_block"]
+    )
     pictures = [images.load_image(path) for path in args.pictures]
     alpha = pictures[0].alpha if pictures else None
     if alpha is not None and target.suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(f"{args.pictures[0]} is transparent and JPEG is not: write --output as .png or .webp")
+        raise ValueError(
+            f"{args.pictures[0]} is transparent and JPEG is not: write --output as .png or .webp"
+        )
     mask = _load_mask(args, pictures, settings) if args.mask else None
     if args.preserve and settings["size"] != "auto":
         raise ValueError("--preserve keeps the picture's own size: leave --size at auto")
@@ -100,6 +143,10 @@ def run(args: argparse.Namespace) -> int:
     model = common.load_model(args)
     loaded = time.perf_counter() - started
     common.say(f"{model.name} loaded in {loaded:.1f} s")
+    if args.compile:
+        compile_blocks(
+            model.transformer if settings["few_step"] is None else model.few_step or model.transformer
+        )
     result = edit_image(
         model,
         [picture.image for picture in pictures] or None,
@@ -114,12 +161,15 @@ def run(args: argparse.Namespace) -> int:
         few_step=settings["few_step"],
         convention=settings["convention"],
         bfl_noise=settings["bfl"],
+        accelerate=None if accelerate.off else accelerate,
         on_step=common.Progress(),
     )
     for warning in result.warnings:
         common.say(f"warning: {warning}")
     if result.geometry is not None:
         common.say(result.geometry.report())
+    if result.saved is not None:
+        common.say(str(result.saved))
     image = result.images
     if args.preserve or mask is not None:
         kept = preserve(pictures[0].image, image, mask)
@@ -159,7 +209,9 @@ def run(args: argparse.Namespace) -> int:
                 "steps": result.steps,
                 "guidance": result.guidance,
                 "model": model.name,
-                "seconds": {key: round(seconds[key], 4) for key in ("load", "encode", "sample", "decode", "total")},
+                "seconds": {
+                    key: round(seconds[key], 4) for key in ("load", "encode", "sample", "decode", "total")
+                },
                 "peak_rss_bytes": common.peak_rss_bytes(),
             }
         )
@@ -185,7 +237,9 @@ def _settings(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if settings["bfl"]:
         changed = [key for key in ("fit", "shift", "sampler") if settings[key] != DEFAULTS[key]]
         if changed:
-            raise ValueError(f"--bfl fixes {', '.join(changed)}: leave out {', '.join('--' + c for c in changed)}")
+            raise ValueError(
+                f"--bfl fixes {', '.join(changed)}: leave out {', '.join('--' + c for c in changed)}"
+            )
     shift = settings["shift"]
     if shift not in ("resolution", "none"):
         try:
@@ -214,7 +268,9 @@ def _stamp_inputs(args: argparse.Namespace, pictures: list):
     from ..record import stamp_picture
 
     for number, (path, picture) in enumerate(zip(args.pictures, pictures, strict=True)):
-        yield stamp_picture("picture" if number == 0 else f"reference {number}", Path(path).name, picture.image)
+        yield stamp_picture(
+            "picture" if number == 0 else f"reference {number}", Path(path).name, picture.image
+        )
 
 
 def _stamp_weights(args: argparse.Namespace, model, few_step: int | None):
