@@ -36,7 +36,13 @@ comfyui, tiny = fixtures.comfyui, fixtures.tiny
 
 # What the host logs by itself, without the pack: files that a fresh installation does not have yet.
 # The current front end asks an older server for /api/jobs and says at length that it is not there.
-HOSTS_OWN = ("404 (Not Found)", "net::ERR_", "Content Security Policy", "JobsApiError", "no longer in the document")
+HOSTS_OWN = (
+    "404 (Not Found)",
+    "net::ERR_",
+    "Content Security Policy",
+    "JobsApiError",
+    "no longer in the document",
+)
 
 OTHER_FRONT_END = os.environ.get("KONTEXT_FRONT_END")
 FRONT_ENDS = ["other"] if OTHER_FRONT_END else ["packaged", pytest.param("current", marks=pytest.mark.slow)]
@@ -84,12 +90,26 @@ def chromium():
         browser.close()
 
 
+# A theme of a user's own, dark green on light green.
+MINE = {
+    "node_slot": {},
+    "litegraph_base": {},
+    "comfy_base": {
+        "input-text": "#0a2a12",
+        "comfy-input-bg": "#d8f5dd",
+        "comfy-menu-bg": "#b4e3bd",
+        "descrip-text": "#2f5a38",
+        "border-color": "#5a9a68",
+    },
+}
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.ShowMissingNodesWarning": True,
     "Comfy.Workflow.ShowMissingModelsWarning": False,  # its dialog would cover the page
     "Comfy.VueNodes.AutoScaleLayout": False,
     "Comfy.Locale": "en",
+    "Comfy.CustomColorPalettes": {"mine": {"id": "mine", "name": "Mine", "colors": MINE}},
+    "Comfy.Minimap.Visible": False,
 }
 
 
@@ -111,20 +131,35 @@ class Page:
         for name, value in values.items():
             self.page.request.post(f"{url}/api/settings/{name}", data=json.dumps(value))
         self.page.goto(url, timeout=180_000, wait_until="domcontentloaded")
-        self.page.wait_for_function("window.comfyAPI?.app?.app?.extensionManager && window.app?.graph", timeout=180_000)
+        self.page.wait_for_function(
+            "window.comfyAPI?.app?.app?.extensionManager && window.app?.graph", timeout=180_000
+        )
         ours = "window.comfyAPI.app.app.extensions.some((one) => one.name === 'kontext.view')"
         self.page.wait_for_function(ours, timeout=60_000)
         self.page.wait_for_selector("link[data-kontext]", state="attached", timeout=60_000)
         self.page.wait_for_timeout(600)
-        self.errors = [error for error in self.errors if "kontext" in error]  # the host's own, before any node
+        self.errors = [
+            error for error in self.errors if "kontext" in error
+        ]  # the host's own, before any node
         return self
 
     def eval(self, script: str, argument=None):
         return self.page.evaluate(script, argument)
 
-    def graph(self, prompt: str = "Make the sky red", steps: int = 3, image: str = "scene.png", **values) -> None:
+    def graph(
+        self, prompt: str = "Make the sky red", steps: int = 3, image: str = "scene.png", **values
+    ) -> None:
         """An empty graph with loaders, Load Image, Kontext Edit and Preview Image."""
-        self.eval(BUILD, {"tiny": self.tiny, "prompt": prompt, "steps": steps, "image": image, "values": values})
+        self.eval(
+            BUILD, {"tiny": self.tiny, "prompt": prompt, "steps": steps, "image": image, "values": values}
+        )
+
+    def shot(self, name: str) -> None:
+        """Keep a picture for the docs, when KONTEXT_WRITE_SCREENSHOTS is set; classic rendering has the plain name."""
+        if os.environ.get("KONTEXT_WRITE_SCREENSHOTS"):
+            self.page.wait_for_timeout(700)
+            name = name if self.rendering == "classic" else f"{name}_nodes2"
+            self.page.screenshot(path=ROOT / "docs" / "images" / f"browser_{name}.png")
 
     def run(self) -> str:
         """Queue the graph and wait until it is done: "execution_success" or "execution_error"."""
@@ -164,6 +199,7 @@ RUN = """() => new Promise((resolve, reject) => {
 def tab(request, chromium, host, tiny):
     """One tab for a module: opening the front end takes seconds."""
     context = chromium.new_context(viewport={"width": 1500, "height": 1050})
+    context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
     tab = Page(context.new_page(), tiny, request.param).open(host.server.url)
     yield tab
     context.close()

@@ -53,10 +53,18 @@ def test_keys_choose_a_turn(panel):
     panel.page.locator(".kontext-list").focus()
     panel.page.keyboard.press("Home")
     panel.page.wait_for_timeout(200)
-    assert panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words").inner_text().endswith("turn 999")
+    assert (
+        panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words")
+        .inner_text()
+        .endswith("turn 999")
+    )
     panel.page.keyboard.press("ArrowDown")
     panel.page.wait_for_timeout(200)
-    assert panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words").inner_text().endswith("turn 998")
+    assert (
+        panel.page.locator(".kontext-turn[aria-selected=true] .kontext-words")
+        .inner_text()
+        .endswith("turn 998")
+    )
 
 
 def test_script_in_a_saved_turn_stays_text(panel):

@@ -23,7 +23,9 @@ def handle(edited):
     found.focus()
     edited.page.keyboard.press("0")
     while int(found.get_attribute("aria-valuenow")) != 50:
-        edited.page.keyboard.press("ArrowLeft" if int(found.get_attribute("aria-valuenow")) > 50 else "ArrowRight")
+        edited.page.keyboard.press(
+            "ArrowLeft" if int(found.get_attribute("aria-valuenow")) > 50 else "ArrowRight"
+        )
     return found
 
 
