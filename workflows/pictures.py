@@ -3,6 +3,7 @@
     python dev.py pictures                       everything: workflows/*.jpg and web/docs/images/*.jpg
     python dev.py pictures local_edit turns      these workflows' thumbnails and their nodes' pictures
     python dev.py pictures --thumbnails          no browser needed
+    python dev.py pictures --nodes               the nodes as they come, nothing is run: a minute
 
 A workflow is run through the API; its result, with what went in as insets, becomes workflows/<name>.jpg. With
 chromium and playwright the same graph is then opened in the front end, where its nodes show what they made, and each
@@ -62,13 +63,13 @@ RUN = """() => new Promise((resolve, reject) => {
 # Brings a node to the page's middle; where it then is, in pixels of the page.
 SHOW = """(type) => {
   const canvas = window.app.canvas, node = window.app.graph.nodes.find((one) => one.type === type), title = 32;
-  const scale = Math.min(1.25, (innerHeight - 140) / (node.size[1] + title), (innerWidth - 200) / node.size[0]);
+  const scale = Math.min(1.25, (innerHeight - 340) / (node.size[1] + title), (innerWidth - 400) / node.size[0]);
   canvas.ds.scale = scale;
-  canvas.ds.offset = [120 / scale - node.pos[0], 100 / scale - node.pos[1]];
+  canvas.ds.offset = [240 / scale - node.pos[0], 260 / scale - node.pos[1]];  // clear of the front end's bars
   canvas.deselectAll?.();
   canvas.setDirty(true, true);
   const box = canvas.canvas.getBoundingClientRect();
-  return {x: box.x + 120 - 6, y: box.y + 100 - title * scale - 6,
+  return {x: box.x + 240 - 6, y: box.y + 260 - title * scale - 6,
           width: node.size[0] * scale + 12, height: (node.size[1] + title) * scale + 12};
 }"""
 
@@ -129,7 +130,7 @@ class Photographer:
         self.url, self.playwright = url, sync_playwright().start()
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         self.browser = self.playwright.chromium.launch(executable_path=executable, args=options)
-        self.page = self.browser.new_page(viewport={"width": 1400, "height": 1200})
+        self.page = self.browser.new_page(viewport={"width": 1400, "height": 1500})
         self.page.set_default_timeout(300_000)
 
     def __enter__(self) -> Photographer:
@@ -150,7 +151,7 @@ class Photographer:
         self.page.wait_for_timeout(500)
         if run and self.page.evaluate(RUN) != "execution_success":
             raise RuntimeError("the workflow failed in the front end")
-        self.page.wait_for_timeout(1500)
+        self.page.wait_for_timeout(4000)
 
     def take(self, node: str) -> None:
         """Photograph the node of this class that is in the graph."""
@@ -201,6 +202,9 @@ def main() -> int:
         "names", nargs="*", metavar="workflow", help=f"of {', '.join(everything)}; all by default"
     )
     parser.add_argument("--thumbnails", action="store_true", help="leave the help pages as they are")
+    parser.add_argument(
+        "--nodes", action="store_true", help="only the help pages' pictures, without running anything"
+    )
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(everything))
     if unknown:
@@ -222,14 +226,14 @@ def main() -> int:
             tab = None if args.thumbnails else Photographer(server.url).__enter__()
             try:
                 for name in ordered:
+                    run = not args.nodes
                     try:
-                        make(client, name, Path(base) / "made" / name)
+                        if run:
+                            make(client, name, Path(base) / "made" / name)
                     except queue.WorkflowError as error:
                         problems.append(f"{name}: {str(error).splitlines()[0]}")
                         print(problems[-1], file=sys.stderr, flush=True)
                         run = False
-                    else:
-                        run = True
                     if tab is not None and where[name]:
                         ui = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
                         tab.open(ui, run)
