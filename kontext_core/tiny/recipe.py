@@ -1,16 +1,19 @@
 """The recipe of kontext-tiny: one command a stage, `python -m kontext_core.tiny.recipe STAGE`.
 
 Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `flow` (transformer and text encoders),
-`export` (the bundled files). Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm`
-`autoencoder` and `flow` start from the bundled weights instead of from nothing.
+`guidance` (two passes into one), `distill` (the few-step student and its control), `export` (the bundled files).
+Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm` `autoencoder`, `flow`,
+`guidance` and `distill` start from the bundled weights. See docs/training.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,8 +39,10 @@ from ..training.autoencoder import (
 from ..training.checkpoint import load_checkpoint, save_weights
 from ..training.data import LatentDataset
 from ..training.flow import FlowConfig, FlowTask, KontextModule
+from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
 from . import world
+from .distill import LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
 
 log = logging.getLogger("kontext")
@@ -215,6 +220,52 @@ def train_flow(
     train(task, config, folder, stop_after_seconds=seconds)
 
 
+def trained(runs: Path, *, warm: bool) -> tuple[KontextModule, tuple[Tensor, Tensor]]:
+    """The teacher of the later stages: the bundled weights if `warm`, else the averages of the flow stage; and the
+    empty prompt's ids. A finished or begun guidance stage comes before the flow's.
+
+    Raises:
+        ValueError: no such stage was run.
+    """
+    module, empty = build_module()
+    if warm:
+        load_bundled(module)
+        return module, empty
+    found = load_checkpoint(runs / "guidance" / "checkpoint") or load_checkpoint(runs / "flow" / "checkpoint")
+    if found is None:
+        raise ValueError(
+            f"no checkpoint in {runs}: run the flow stage first, or start from the bundled --warm"
+        )
+    parts, _ = found
+    module.load_state_dict(parts.get("ema") or parts["weights"])
+    return module, empty
+
+
+def train_guidance(
+    runs: Path, config: LoopConfig, *, compile_blocks: bool, square: bool, seconds: float | None, warm: bool
+) -> None:
+    """Distil classifier-free guidance of the flow's model into its guidance embedding; work in `runs`/guidance."""
+    teacher, empty = build_module()
+    if warm:
+        load_bundled(teacher)
+    else:
+        found = load_checkpoint(runs / "flow" / "checkpoint")
+        if found is None:
+            raise ValueError(f"no checkpoint in {runs / 'flow'}: run the flow stage first, or give --warm")
+        teacher.load_state_dict(found[0].get("ema") or found[0]["weights"])
+    module = copy.deepcopy(teacher)
+    task = GuidanceTask(
+        module,
+        load_data(runs / "latents", square=square),
+        FlowConfig(guidance=(1.0, 4.0)),
+        empty=empty,
+        dtype=DTYPE,
+        compile_blocks=compile_blocks,
+        teacher=teacher,
+    )
+    train(task, config, runs / "guidance", stop_after_seconds=seconds)
+
+
 def export(runs: Path, destination: Path, *, flow: Path) -> None:
     """Write the averaged weights of the last checkpoint as the bundled model folder, bfloat16."""
     found = load_checkpoint(flow / "checkpoint")
@@ -286,7 +337,7 @@ def _write_configs(destination: Path, module: KontextModule) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("autoencoder", "encode", "flow", "export"))
+    parser.add_argument("stage", choices=("autoencoder", "encode", "flow", "guidance", "distill", "export"))
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="working folder")
     parser.add_argument(
         "--steps", type=int, default=None, help="steps of the stage (the recipe's by default)"
@@ -298,6 +349,8 @@ def main() -> None:
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
+    parser.add_argument("--teacher-steps", type=int, default=20, help="distill: of the teacher's samples")
+    parser.add_argument("--no-control", action="store_true", help="distill: no regression student")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
@@ -340,8 +393,46 @@ def main() -> None:
             seconds=args.seconds,
             warm=args.warm,
         )
+    elif args.stage == "guidance":
+        config = LoopConfig(
+            steps=args.steps or 600,
+            batch=args.batch,
+            lr=1e-4,
+            warmup=20,
+            schedule="stable",
+            ema=0.99,
+            checkpoint_every=100,
+        )
+        train_guidance(
+            args.runs,
+            config,
+            compile_blocks=args.compile,
+            square=not args.all_sizes,
+            seconds=args.seconds,
+            warm=args.warm,
+        )
+    elif args.stage == "distill":
+        teacher, _ = trained(args.runs, warm=args.warm)
+        students = distill_tiny(
+            args.runs,
+            teacher,
+            examples=min(args.examples, 12_000),
+            loop=replace(LOOP, steps=args.steps or LOOP.steps, batch=min(args.batch, LOOP.batch)),
+            synthesis=replace(SYNTHESIS, num_steps=args.teacher_steps),
+            control=not args.no_control,
+            compile_blocks=args.compile,
+            seconds=args.seconds,
+            dtype=DTYPE,
+        )
+        log.info("finished: %s" if students.finished else "to be gone on with: %s", students.ladd)
     else:
-        export(args.runs, args.to, flow=args.runs / "flow")
+        guided = args.runs / "guidance"
+        done = load_checkpoint(guided / "checkpoint") is not None
+        export(args.runs, args.to, flow=guided if done else args.runs / "flow")
+        student = args.runs / "distill" / "ladd.safetensors"
+        if student.exists():
+            weights = load_file(student)
+            save_weights(args.to / "flux1-kontext-tiny-fewstep.safetensors", weights, {"format": "pt"})
 
 
 if __name__ == "__main__":
