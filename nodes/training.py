@@ -187,7 +187,12 @@ class KontextTrainLora(io.ComfyNode):
                     "sample_steps", default=20, min=1, max=1000, tooltip="Sampling steps of a sample."
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, tooltip="Same seed, same data: the same LoRA."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Same seed, same data: the same LoRA.",
                 ),
                 io.Boolean.Input(
                     "resume",
