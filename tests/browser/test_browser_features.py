@@ -165,13 +165,16 @@ def test_a_training_shows_its_loss_and_samples(tab):
         await app.loadGraphData(app.graph.serialize());
         const shown = app.graph.nodes[0];
         app.canvas.ds.scale = 0.9; app.canvas.ds.offset = [100, 80]; app.canvas.setDirty(true, true);
-        const say = (detail) => api.dispatchEvent(new CustomEvent("kontext.training", {detail: {node: String(shown.id), ...detail}}));
+        const node_id = {node: String(shown.id)};
+        const say = (detail) => api.dispatchEvent(
+          new CustomEvent("kontext.training", {detail: {...node_id, ...detail}}));
         for (let step = 1; step <= 600; step++) {
           const loss = 0.2 + 0.8 * Math.exp(-step / 120) + 0.1 * Math.sin(step * 12.9898) ** 2;
           const sample = step % 150 ? null : {filename: "scene.png", subfolder: "", type: "input", step};
           say({step, steps: 1000, loss, seconds: step * 0.5, sample: sample && {...sample, filename: `scene.png`}});
         }
-        say({step: 600, steps: 1000, loss: null, seconds: 300, sample: {filename: "toy_meadow.png", subfolder: "", type: "input"}});
+        say({step: 600, steps: 1000, loss: null, seconds: 300,
+          sample: {filename: "toy_meadow.png", subfolder: "", type: "input"}});
         await new Promise((resolve) => setTimeout(resolve, 600));
     }""")
     view = tab.page.locator(".kontext-training:visible").first
