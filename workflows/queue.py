@@ -238,12 +238,18 @@ class Client:
                 return _finish(self.get(f"/history/{prompt_id}")[prompt_id])
 
     def save(self, history: dict, folder: str | Path) -> list[Path]:
-        """Download every output picture of a finished workflow into `folder`."""
+        """Download every output picture of a finished workflow into `folder`, in the order of the graph's nodes.
+
+        The history has them in the order in which they ran, which differs from run to run.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         saved = []
-        for output in history["outputs"].values():
-            for items in output.values():
+        outputs = history["outputs"]
+        graph = history["prompt"][2] if "prompt" in history else outputs
+        places = {node_id: place for place, node_id in enumerate(graph)}
+        for node_id in sorted(outputs, key=lambda name: places.get(name, len(places))):
+            for items in outputs[node_id].values():
                 for item in items if isinstance(items, list) else ():
                     if isinstance(item, dict) and item.get("type") == "output":
                         where = {key: item[key] for key in ("filename", "subfolder", "type")}

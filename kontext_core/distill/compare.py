@@ -1,6 +1,6 @@
 """The student beside its controls: distance from the teacher's many-step pictures, sharpness and error, by steps.
 
-Controls: the teacher itself in as few steps, and a student of plain regression with the same compute.
+Controls: the teacher itself in as few steps, and a student of plain regression.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ def distill_tiny(
 
     Args:
         examples: teacher samples to make, from source shards of every category in turn.
-        loop: of the LADD student; the regression student takes `REGRESSION_STEPS` times as many steps, the same
-            compute.
+        loop: of the LADD student; the regression student takes `REGRESSION_STEPS` times as many steps.
         lora_rank: 0 for a full student, else a LoRA, written merged.
         control: also train the regression student.
         seconds: stop after this long, resumable.
