@@ -102,11 +102,11 @@ def test_every_value_survives_saving_and_opening_again(tab):
         }
       }
       window.saved = JSON.stringify(app.graph.serialize());
-      return app.graph.nodes.map((node) => [node.type, node.serialize().widgets_values ?? null]);
+      return app.graph.nodes.map((node) => [node.type, node.serialize().widgets_values ?? []]);
     }""")
     after = tab.eval("""async () => {
       await app.loadGraphData(JSON.parse(window.saved));
-      return app.graph.nodes.map((node) => [node.type, node.serialize().widgets_values ?? null]);
+      return app.graph.nodes.map((node) => [node.type, node.serialize().widgets_values ?? []]);
     }""")
     assert len(before) > 15
     assert sorted(map(json.dumps, after)) == sorted(map(json.dumps, before))
