@@ -46,6 +46,7 @@ def test_what_kontext_may_misread_is_said(edited):
 def test_both_pictures_are_shown_at_the_size_they_came_in(edited):
     assert "421 × 301" in edited.page.locator(".kontext-stage .kontext-caption").first.inner_text()
     pictures = "[...document.querySelectorAll('.kontext-pictures img')]"
+    edited.page.wait_for_function(f"{pictures}.slice(0, 2).every((one) => one.naturalWidth > 0)", timeout=10_000)
     sizes = edited.eval(f"{pictures}.map((one) => [one.naturalWidth, one.naturalHeight])")
     assert sizes[:2] == [[421, 301], [421, 301]]
 
