@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import common
+from . import common, recorded
+
+if TYPE_CHECKING:
+    from ..record import Record
 
 FITS = ("stretch", "crop", "pad", "keep")
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
@@ -88,7 +91,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bfl", action="store_true", default=None, help="noise, schedule and fit exactly as BFL's own code"
     )
-    group.add_argument("--like", metavar="PNG", help="take prompt and settings from this picture's record")
+    group.add_argument(
+        "--like", metavar="PNG", help="take prompt, settings and LoRAs from this picture's record"
+    )
+    group.add_argument(
+        "--no-loras",
+        action="store_true",
+        help="leave out the LoRAs of --like's record (--lora replaces them)",
+    )
     group = parser.add_argument_group(
         "speed", "approximations, off unless asked for; see benchmarks/run.py context"
     )
@@ -126,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
     from ..models.regional import compile_blocks
     from ..preserve import preserve
 
-    prompt, settings = _settings(args)
+    known = record.load_record(args.like) if args.like else None
+    prompt, settings = _settings(args, known)
     accelerate = Accelerate(
         every=settings["reuse_context"], regions=settings["skip_regions"], first_block=settings["first_block"]
     )
@@ -140,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
     if args.preserve and settings["size"] != "auto":
         raise ValueError("--preserve keeps the picture's own size: leave --size at auto")
 
+    if known is not None and not args.loras and not args.no_loras:
+        args.loras = recorded.find_loras(known, args.like, args.model)
     model = common.load_model(args)
     loaded = time.perf_counter() - started
     common.say(f"{model.name} loaded in {loaded:.1f} s")
@@ -188,9 +201,10 @@ def run(args: argparse.Namespace) -> int:
             "steps": result.steps,
             "guidance": result.guidance,
             "preserve": bool(args.preserve or args.mask),
+            "loras": recorded.lora_settings(args.loras),
         },
-        inputs=tuple(_stamp_inputs(args, pictures)),
-        weights=tuple(_stamp_weights(args, model, settings["few_step"])),
+        inputs=tuple(recorded.stamp_inputs(args.pictures, pictures)),
+        weights=tuple(recorded.stamp_weights(args, model, settings["few_step"])),
         versions=record.current_versions(weight.device, weight.dtype),
         pixels=record.pixel_digest(image) if target.suffix.lower() == ".png" else "",
     )
@@ -220,13 +234,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The prompt and every setting: from the command line, else from --like, else the default."""
+def _settings(args: argparse.Namespace, known: Record | None) -> tuple[str, dict[str, Any]]:
+    """The prompt and every setting: from the command line, else from --like's record, else the default."""
     settings, prompt = dict(DEFAULTS), args.prompt
-    if args.like:
-        from ..record import load_record
-
-        known = load_record(args.like)
+    if known is not None:
         settings |= {key: known.settings[key] for key in DEFAULTS if key in known.settings}
         if isinstance(settings["size"], list):
             settings["size"] = tuple(settings["size"])
@@ -260,28 +271,3 @@ def _load_mask(args: argparse.Namespace, pictures: list, settings: dict[str, Any
     if size != own:
         raise ValueError(f"--mask {args.mask} is {size[0]}x{size[1]} and the picture {own[0]}x{own[1]}")
     return mask
-
-
-def _stamp_inputs(args: argparse.Namespace, pictures: list):
-    from pathlib import Path
-
-    from ..record import stamp_picture
-
-    for number, (path, picture) in enumerate(zip(args.pictures, pictures, strict=True)):
-        yield stamp_picture(
-            "picture" if number == 0 else f"reference {number}", Path(path).name, picture.image
-        )
-
-
-def _stamp_weights(args: argparse.Namespace, model, few_step: int | None):
-    """Every file of weights that took part, shards one by one."""
-    from ..record import stamp
-    from ..weights.locate import find_model
-
-    places = {part: file.path for part, file in model.files.items()}
-    if few_step is not None:
-        found = find_model(args.model, t5=args.t5, clip=args.clip, vae=args.vae).few_step
-        places |= {"transformer": found} if found else {}
-    for part, path in sorted(places.items()):
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        yield from (stamp(part, file) for file in files)

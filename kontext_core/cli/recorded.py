@@ -1,0 +1,101 @@
+"""Files in a picture's record: what took part is written into it, and the LoRAs that it names are found again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..images import Picture
+    from ..record import Record, Stamp
+    from ..weights.load import KontextModel
+
+ROLE = "lora {}"  # of the first, second … LoRA of a record
+
+
+def stamp_inputs(paths: Sequence[str], pictures: Sequence[Picture]) -> Iterator[Stamp]:
+    """The pictures that went in, by their pixels."""
+    from ..record import stamp_picture
+
+    for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+        role = "picture" if number == 0 else f"reference {number}"
+        yield stamp_picture(role, Path(path).name, picture.image)
+
+
+def stamp_weights(args: argparse.Namespace, model: KontextModel, few_step: int | None) -> Iterator[Stamp]:
+    """Every file of weights that took part, shards one by one, then the LoRAs in their order."""
+    from ..record import stamp
+    from ..weights.locate import find_model
+
+    places = {part: file.path for part, file in model.files.items()}
+    if few_step is not None:
+        found = find_model(args.model, t5=args.t5, clip=args.clip, vae=args.vae).few_step
+        places |= {"transformer": found} if found else {}
+    for part, path in sorted(places.items()):
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        yield from (stamp(part, file) for file in files)
+    for number, (path, _) in enumerate(args.loras, 1):
+        yield stamp(ROLE.format(number), _lora_file(Path(path)))
+
+
+def _lora_file(path: Path) -> Path:
+    """The weights of a LoRA; of a PEFT folder the file in it."""
+    return next(iter(sorted(path.glob("*.safetensors"))), path) if path.is_dir() else path
+
+
+def lora_settings(loras: Sequence[tuple[str, float]]) -> list[list]:
+    """What a record's settings say of LoRAs: (file name, strength) each, in order."""
+    return [[_lora_file(Path(path)).name, strength] for path, strength in loras]
+
+
+def find_loras(known: Record, like: str, model: str) -> list[tuple[str, float]]:
+    """The LoRAs that a record names, as paths and strengths, checked to be the same files.
+
+    They are looked for by name beside the picture, in the working folder, beside the model, and in `loras` there.
+
+    Raises:
+        ValueError: one is nowhere, another file bears its name, or the record's list is damaged.
+    """
+    from ..record import stamp
+
+    digests = {entry.role: (entry.name, entry.digest) for entry in known.weights}
+    found = []
+    for number, (name, strength) in enumerate(_listed(known.settings, like), 1):
+        known_name, digest = digests.get(ROLE.format(number), ("", ""))
+        if known_name != name:
+            raise ValueError(f"{like}: its record names the LoRA {name} and holds no fingerprint of it")
+        places = [folder / name for folder in _folders(like, model)]
+        there = [path for path in places if path.is_file()]
+        same = next((path for path in there if stamp("lora", path).digest == digest), None)
+        if same is None:
+            again = f"give --lora FILE={strength:g}, or --no-loras to do without"
+            if there:
+                raise ValueError(
+                    f"{there[0]} is not the LoRA that {like} was made with ({stamp('lora', there[0]).digest}, "
+                    f"the record has {digest}): {again}"
+                )
+            folders = ", ".join(dict.fromkeys(str(path.parent) for path in places))
+            raise ValueError(f"{like} was made with the LoRA {name}, which is not in {folders}: {again}")
+        found.append((str(same), strength))
+    return found
+
+
+def _listed(settings: Mapping[str, object], like: str) -> list[tuple[str, float]]:
+    """The (name, strength) pairs of a record; names are a file's own, never a path."""
+    listed = settings.get("loras", [])
+    pairs = listed if isinstance(listed, list) else [listed]
+    for pair in pairs:
+        right = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        number = right and isinstance(pair[1], int | float) and abs(pair[1]) < float("inf")
+        if not number or Path(pair[0]).name != pair[0] or "\\" in pair[0]:
+            raise ValueError(f"{like}: its record's LoRAs are no list of names and strengths: {pair!r}")
+    return [(name, float(strength)) for name, strength in pairs]
+
+
+def _folders(like: str, model: str) -> list[Path]:
+    """Where a record's LoRAs may be: beside the picture, here, and around the model."""
+    place = Path(model)
+    around = place if place.is_dir() else place.parent
+    return [Path(like).parent, Path(), around, around / "loras", around.parent / "loras"]
