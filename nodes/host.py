@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.latent_formats
-import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
@@ -147,7 +146,7 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
     config.latent_format = latent_format(path.parent)
     config.memory_usage_factor *= core.params.hidden_size / 3072  # the host's number is the published width's
     meta = torch.device("meta")
-    model = comfy.model_base.Flux(config, device=meta, unet_model=host_model.HostTransformer)
+    model = host_layers.SavableFlux(config, device=meta, unet_model=host_model.HostTransformer)
     host_layers.move_weights(core, model.diffusion_model, part.file.maps if part.nbytes >= SMALL else ())
     offload = management.unet_offload_device()
     if not management.is_device_cpu(offload):

@@ -11,11 +11,12 @@ Source: Comfy-Org/ComfyUI comfy/model_patcher.py `load`, `patch_weight_to_device
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import comfy.lora
+import comfy.model_base
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
@@ -31,11 +32,14 @@ from ..kontext_core.weights.mapped import MappedFile
 class _AtUse(packed.Linear):
     """What both have in common: the host's patches, taken at each use."""
 
+    weight_key = ""
+    weight_patches: tuple = ()
     bias_patches: tuple = ()
 
     def take_patches(self, key: str, patches: Mapping[str, list]) -> None:
         """The host's patches of this layer, from now on; `key` is the layer's in the host's state dict."""
         mine = patches.get(f"{key}.weight") or []
+        self.weight_key, self.weight_patches = f"{key}.weight", tuple(mine)
         changes = [_low_rank_change(patch) for patch in mine]
         self.low_rank = self.change = None
         if mine and None not in changes and LowRank.fits(changes):
@@ -58,6 +62,20 @@ class _AtUse(packed.Linear):
             return weight
         self.weight = nn.Parameter(weight, requires_grad=False)
         return None
+
+    def values_to_save(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, values with the host's patches in them): bfloat16 where packed, else as stored."""
+        change, self.change = self.change, None
+        try:
+            weight = self.unpacked(torch.float32)
+        finally:
+            self.change = change
+        if self.weight_patches:
+            weight = _changed(list(self.weight_patches), self.weight_key, weight)
+        yield "weight", weight.to(torch.bfloat16 if self.packing else self.weight.dtype)
+        if self.bias_patches:
+            bias = _changed(list(self.bias_patches), self.bias_key, self.bias.float())
+            yield "bias", bias.to(self.bias.dtype)
 
     @classmethod
     def of(cls, layer: nn.Linear) -> _AtUse:
@@ -142,6 +160,20 @@ class AsideLinear(_AtUse):
             return super().forward(x, rows)
         bias = _changed(list(self.bias_patches), self.bias_key, self.bias.to(x.device)).to(x.dtype)
         return self._product(x, self.unpacked(x.dtype, x.device), bias)
+
+
+class SavableFlux(comfy.model_base.Flux):
+    """The host's FLUX, which its saving nodes find with values where a layer makes its weight at each use."""
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        values = {
+            f"{name}.{which}": value
+            for name, layer in self.diffusion_model.named_modules()
+            if isinstance(layer, _AtUse)
+            for which, value in layer.values_to_save()
+        }
+        state = super().state_dict_for_saving(*args, **kwargs)
+        return state | self.model_config.process_unet_state_dict_for_saving(values)
 
 
 def move_weights(core: nn.Module, target: nn.Module, files: Iterable[MappedFile] = ()) -> nn.Module:

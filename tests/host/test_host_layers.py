@@ -50,6 +50,11 @@ def test_a_lora_comes_off_to_the_bit(case):
     assert case["off_again"]
 
 
+def test_a_saved_model_is_values_with_the_lora_in_them(case):
+    # What was packed is saved in bfloat16: 8 bits, through four blocks.
+    assert case["saved"] < (ROUNDING if case["kind"] == "plain" else 2e-2)
+
+
 def test_nodes_that_merge_models_get_values(case):
     assert case["merged"] < ROUNDING
 

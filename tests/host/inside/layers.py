@@ -147,6 +147,11 @@ def case(kind: str) -> dict:
     answer["stored_with_lora"] = str(kept.weight.dtype)
     answer["off_again"] = bool(torch.equal(run(patcher), plain))
 
+    # The host's saving nodes write values, the LoRA in them.
+    comfy.sd.save_checkpoint(str(FOLDER / "saved.safetensors"), ours)
+    saved = host.load_model_file(FOLDER / "saved.safetensors", None, "saved")
+    answer["saved"] = difference(run(saved), expected)
+
     # Nodes that merge models ask for weights as values.
     merged = plain_model(state)
     merged.add_patches(patcher.get_key_patches(HOST), 1.0, 0.0)
