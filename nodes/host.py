@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ BUNDLED = "kontext-tiny (bundled)"
 BUNDLED_FEW_STEP = "kontext-tiny few-step (bundled)"
 BUNDLED_FOLDER = locate.BUNDLED["kontext-tiny"]
 SUFFIXES = (".safetensors", ".sft")
+INDEX = ".safetensors.index.json"  # of a model in shards, as diffusers' folders have it
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 # A CPU computes in float32: weights that are smaller than this then are cast once, not in every step.
@@ -62,18 +65,23 @@ def list_models(kind: str) -> list[str]:
     names = [BUNDLED]
     if kind == "diffusion_models" and find_few_step(BUNDLED_FOLDER) is not None:
         names.append(BUNDLED_FEW_STEP)
-    names += [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SUFFIXES)]
-    return names + (_list_gguf(kind) if kind in ("diffusion_models", "text_encoders") else [])
+    files = [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SUFFIXES)]
+    if kind not in ("diffusion_models", "text_encoders"):
+        return names + files
+    gguf, indices = _list_others(kind)
+    # Of a model in shards its index is the one entry.
+    sharded = {index.removesuffix(INDEX) for index in indices}
+    whole = [name for name in files if SHARD.sub("", name) not in sharded or not SHARD.search(name)]
+    return names + whole + indices + gguf
 
 
-def _list_gguf(kind: str) -> list[str]:
-    """GGUF files of the host's folders, which it leaves out of its own lists."""
+def _list_others(kind: str) -> tuple[list[str], list[str]]:
+    """GGUF files, and indices of shards, of the host's folders, which it leaves out of its own lists."""
     found: set[str] = set()
     for folder in folder_paths.get_folder_paths(kind):
         if os.path.isdir(folder):
-            files, _ = folder_paths.recursive_search(folder, excluded_dir_names=[".git"])
-            found |= {name for name in files if name.lower().endswith(".gguf")}
-    return sorted(found)
+            found.update(folder_paths.recursive_search(folder, excluded_dir_names=[".git"])[0])
+    return tuple(sorted(name for name in found if name.lower().endswith(end)) for end in (".gguf", INDEX))
 
 
 def find_few_step(folder: Path) -> Path | None:

@@ -65,4 +65,11 @@ def test_a_packed_text_encoder_stays_packed_and_encodes_the_same(result):
 
 
 def test_gguf_files_are_listed_and_load_by_name(result):
-    assert result["lists"] == {"listed": ["a.safetensors", "c.gguf"], "stored": "torch.uint8"}
+    assert result["lists"]["listed"] == ["a.safetensors", "c.gguf"]
+    assert result["lists"]["stored"] == "torch.uint8"
+
+
+def test_a_diffusers_folder_in_shards_is_one_entry_of_the_list_and_loads(result):
+    assert result["lists"]["shards"] > 1
+    assert result["lists"]["sharded"] == ["diffusion_pytorch_model.safetensors.index.json"]
+    assert result["lists"]["difference"] == 0

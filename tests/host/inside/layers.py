@@ -18,6 +18,7 @@ from custom_nodes_kontext.kontext_core.models.lora import read_lora  # noqa: E40
 from custom_nodes_kontext.kontext_core.models.lora_apply import patch_state  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.t5 import T5Encoder, T5Params  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.transformer import Flux, TransformerParams  # noqa: E402
+from custom_nodes_kontext.kontext_core.weights import convert  # noqa: E402
 from custom_nodes_kontext.kontext_core.weights.load import build  # noqa: E402
 from custom_nodes_kontext.kontext_core.weights.offload import is_ahead  # noqa: E402
 from custom_nodes_kontext.kontext_core.weights.parts import open_part  # noqa: E402
@@ -175,11 +176,21 @@ def t5_case() -> dict:
 
 
 def lists_case() -> dict:
-    """GGUF files are in the loaders' lists and load by their names."""
+    """GGUF files and models in shards are in the loaders' lists and load by their names."""
+    convert.SHARD_BYTES = 200_000
+    convert.convert_file(FOLDER / KINDS["plain"], FOLDER / "sharded", to="diffusers")
     folder_paths.add_model_folder_path("diffusion_models", str(FOLDER))
     names = host.list_models("diffusion_models")
     stored = host.load_model("c.gguf").model.diffusion_model.get_submodule(QKV).weight.dtype
-    return {"listed": [name for name in ("a.safetensors", "c.gguf") if name in names], "stored": str(stored)}
+    shards = len(list((FOLDER / "sharded").glob("*-of-*.safetensors")))
+    index = next(name for name in names if name.startswith("sharded"))
+    return {
+        "listed": [name for name in ("a.safetensors", "c.gguf") if name in names],
+        "stored": str(stored),
+        "shards": shards,
+        "sharded": [Path(name).name for name in names if name.startswith("sharded")],
+        "difference": difference(run(host.load_model(index)), run(host.load_model("a.safetensors"))),
+    }
 
 
 write_files()
