@@ -218,6 +218,9 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def _compute_dtype(torch, transformer):
-    """The weights' own type, bfloat16 where they are packed."""
-    dtype = next(transformer.parameters()).dtype
-    return dtype if dtype in (torch.float32, torch.bfloat16) else torch.bfloat16
+    """The weights' own type, bfloat16 where they are packed; float32 on a CPU without fast bfloat16."""
+    from ..devices import fast_dtype
+
+    parameter = next(transformer.parameters())
+    dtype = parameter.dtype if parameter.dtype in (torch.float32, torch.bfloat16) else torch.bfloat16
+    return fast_dtype(parameter.device, dtype)

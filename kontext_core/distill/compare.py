@@ -1,6 +1,6 @@
 """The student beside its controls: distance from the teacher's many-step pictures, sharpness and error, by steps.
 
-Controls: the teacher itself in as few steps, and a student of plain regression.
+Controls: the teacher itself in as few steps, and a student of plain regression with the same compute (`compute`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from ..schedules import timesteps
 from ..training.flow import KontextModule
 from .network import encode_conditions, freeze
 from .synthesize import SynthesisConfig, sample_latents, sample_student
-
-REGRESSION_STEPS = 2
-"""Regression steps that cost what one LADD step does: LADD runs the student forward and back (3 units) and the
-teacher forward on real and fake and back through it (3 units; the heads are small)."""
 
 
 @dataclass(frozen=True, kw_only=True)

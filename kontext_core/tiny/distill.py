@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distill.compare import REGRESSION_STEPS, Row, compare_students, table
+from ..distill.compare import Row, compare_students, table
+from ..distill.compute import regression_steps
 from ..distill.config import DistillConfig
 from ..distill.guards import GuardConfig
 from ..distill.ladd import Distillation
@@ -77,7 +78,8 @@ def distill_tiny(
 
     Args:
         examples: teacher samples to make, from source shards of every category in turn.
-        loop: of the LADD student; the regression student takes `REGRESSION_STEPS` times as many steps.
+        loop: of the LADD student; the regression student takes as many steps as compute the same
+            (`distill.compute`).
         lora_rank: 0 for a full student, else a LoRA, written merged.
         control: also train the regression student.
         seconds: stop after this long, resumable.
@@ -104,7 +106,11 @@ def distill_tiny(
     log.info("%d teacher samples in %d groups", len(data), len(groups))
     plans = [("ladd", config, loop)]
     if control:
-        longer = replace(loop, steps=loop.steps * REGRESSION_STEPS)
+        count, ratio = regression_steps(loop.steps, teacher, data, config, lora_rank=lora_rank, dtype=dtype)
+        log.info(
+            "a LADD step computes as much as %.2f of regression: %d and %d steps", ratio, loop.steps, count
+        )
+        longer = replace(loop, steps=count)
         plans.append(("regression", replace(config, objective="regression"), longer))
     for name, plan, steps in plans:
         if _done(folder / name) >= steps.steps and getattr(students, name).exists():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from kontext_core.distill.compute import step_flops
 from kontext_core.distill.config import DistillConfig
 from kontext_core.distill.synthesize import SynthesisConfig
 from kontext_core.tiny.distill import compare_tiny, distill_tiny
+from kontext_core.training.data import LatentDataset
 from kontext_core.training.loop import LoopConfig
 
 OPTIONS = {
@@ -52,7 +55,13 @@ def test_the_stage_makes_both_students_and_goes_on_where_it_stopped(runs, build_
         name: json.loads((runs / "distill" / name / "checkpoint" / "state.json").read_text())["step"]
         for name in ("ladd", "regression")
     }
-    assert steps == {"ladd": 2, "regression": 4}, "the same compute"
+    data = LatentDataset({"edit": sorted((runs / "distill" / "latents").glob("edit-*"))}, {"edit": 1.0})
+    flops = {
+        name: step_flops(teacher, data, replace(OPTIONS["config"], objective=name)) * number
+        for name, number in steps.items()
+    }
+    half_a_step = 0.5 / steps["regression"]
+    assert steps["ladd"] == 2 and flops["regression"] / flops["ladd"] == pytest.approx(1, abs=2 * half_a_step)
 
     held_out = write_toy_shard(runs / "held" / "style.safetensors", count=16, seed=5, context=True)
     found = compare_tiny(runs, teacher, [held_out], synthesis=OPTIONS["synthesis"], dtype=torch.float32)
