@@ -18,6 +18,8 @@ from ..models.autoencoder import Autoencoder, params_from_shapes
 from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..training.data import write_shard
 from . import world
+from .labels import token_labels
+from .scene import Scene
 
 log = logging.getLogger("kontext")
 
@@ -72,11 +74,17 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
         "t5": T5Tokenizer.from_path(tokenizers / "tokenizer_2").encode(words).ids.int(),
         "clip": ClipTokenizer.from_path(tokenizers / "tokenizer").encode(words).ids.int(),
         "weight": torch.stack([token_weights(example.change_mask) for example in examples]),
+        "labels": _labels([example.truth.after for example in examples], job.size),
     }
     if examples[0].context is not None:
+        tensors["context_labels"] = _labels([example.truth.before for example in examples], job.size)
         tensors["context"] = _encode(module, [example.context for example in examples])
     write_shard(folder / job.name, tensors)
     return len(examples)
+
+
+def _labels(scenes: list[Scene], size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.stack([token_labels(scene, size) for scene in scenes]))
 
 
 @torch.inference_mode()

@@ -41,9 +41,11 @@ from ..training.data import LatentDataset
 from ..training.flow import FlowConfig, FlowTask, KontextModule
 from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
+from ..training.supervision import TokenClassifier
 from . import world
 from .distill import LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
+from .labels import CLASSES
 
 log = logging.getLogger("kontext")
 
@@ -58,6 +60,8 @@ TRANSFORMER = TransformerParams(
     axes_dim=(8, 28, 28),
 )
 ASSETS = Path(__file__).parents[1] / "assets" / "kontext-tiny"
+SUPERVISED = 2
+"""The single-stream block whose tokens are asked what they show, see `training.supervision`."""
 DTYPE = fast_dtype("cpu", torch.bfloat16)
 MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 0.12, "generate": 0.08}
 """Shares of what the flow sees: local edits have the most kinds."""
@@ -175,6 +179,7 @@ def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
         Flux(TRANSFORMER, operations=mixed),
         T5Encoder(t5_params, operations=mixed),
         ClipTextEncoder(clip_params, operations=mixed),
+        TokenClassifier(TRANSFORMER.hidden_size, tuple(CLASSES.values()), after=SUPERVISED),
     )
     for part in (module.transformer, module.t5, module.clip):
         part.init_weights(generator)

@@ -3,7 +3,8 @@
 A shard holds n examples of one kind (with or without context) and one size:
 `target` (n, 16, h, w) and `context` (n, 16, h', w') scaled latents in float16; the words as `t5` (n, L) and
 `clip` (n, 77) token ids in int32, or encoded as `txt` (n, L, context_in) and `vec` (n, vec_in); `weight` (n, N)
-uint8: how much of each target token the edit changes, 0..255.
+uint8: how much of each target token the edit changes, 0..255; and, if the data knows them, class numbers uint8
+of the tokens, `labels` (n, N, fields) and `context_labels` (n, M, fields), for `supervision`.
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from ..flow import interpolate, velocity_target
 from ..models.attention import Attention
 from ..models.clip import ClipTextEncoder
 from ..models.t5 import T5Encoder
-from ..models.transformer import Flux
+from ..models.transformer import BlockHooks, Flux
 from ..schedules import Shift, training_times
 from .activation import Checkpointing
 from .data import LatentDataset
 from .parallel import ALONE, World
+from .supervision import Listening, TokenClassifier, heavier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class FlowConfig:
         changed_weight: extra weight of a token that the edit changes whole (0: all alike).
         caption_dropout: share of examples whose words are dropped, for guidance later.
         guidance: (low, high) the embedded guidance is drawn from; without distillation it means nothing.
+        supervision: weight of the module's classifier, where the data has labels.
     """
 
     t_mean: float = 0.8
@@ -41,6 +43,7 @@ class FlowConfig:
     changed_weight: float = 8.0
     caption_dropout: float = 0.05
     guidance: tuple[float, float] = (1.0, 4.0)
+    supervision: float = 0.5
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -52,13 +55,20 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 class KontextModule(nn.Module):
-    """Transformer and text encoders together, as one thing to optimize; no encoders where words come encoded."""
+    """Transformer and text encoders together, as one thing to optimize; no encoders where words come encoded.
+
+    `classifier` serves training alone, see `supervision`.
+    """
 
     def __init__(
-        self, transformer: Flux, t5: T5Encoder | None = None, clip: ClipTextEncoder | None = None
+        self,
+        transformer: Flux,
+        t5: T5Encoder | None = None,
+        clip: ClipTextEncoder | None = None,
+        classifier: TokenClassifier | None = None,
     ) -> None:
         super().__init__()
-        self.transformer, self.t5, self.clip = transformer, t5, clip
+        self.transformer, self.t5, self.clip, self.classifier = transformer, t5, clip, classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +128,32 @@ class FlowTask:
         self, batch: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         sample = self.noised(batch, generator)
-        velocity = self.velocity(sample)
+        classifier = self.module.classifier if "labels" in batch else None
+        listening = Listening(classifier.after, self.checkpointing) if classifier is not None else None
+        velocity = self.velocity(sample, hooks=listening)
         error = F.mse_loss(velocity.float(), sample.target, reduction="none").mean(-1)
-        weight = 1 + self.config.changed_weight * sample.weight
         # every example counts alike: within it, what the edit changes counts more
-        loss = (error * weight / weight.mean(1, keepdim=True)).mean()
-        return loss, {"mse": error.detach().mean()}
+        weight = heavier(sample.weight, self.config.changed_weight)
+        loss = (error * weight).mean()
+        numbers: dict[str, float | Tensor] = {"mse": error.detach().mean()}
+        if classifier is not None and listening is not None and listening.heard is not None:
+            # dropped captions leave nothing to know: they are asked all the same, a twentieth of the examples
+            labels = self.mine(batch["labels"])
+            target = listening.heard[:, : labels.shape[1]]
+            entropy, numbers["right"] = classifier.loss(target, labels, weight)
+            loss = loss + self.config.supervision * entropy
+            if "context_labels" in batch:
+                labels = self.mine(batch["context_labels"])
+                context = listening.heard[:, -labels.shape[1] :]
+                seen, numbers["seen"] = classifier.loss(
+                    context, labels, torch.ones(labels.shape[:2]).to(weight)
+                )
+                loss = loss + 0.25 * self.config.supervision * seen
+        return loss, numbers
+
+    def mine(self, value: Tensor) -> Tensor:
+        """This process's rows of a micro-batch, on the module's device."""
+        return value[self.world.rank :: self.world.size].to(next(self.module.parameters()).device)
 
     def noised(self, batch: dict[str, Tensor], generator: torch.Generator) -> Noised:
         """Draw t, noise, guidance and dropped captions for a whole micro-batch; this process's rows of it."""
@@ -145,23 +175,20 @@ class FlowTask:
             tokens = torch.cat((tokens, latents.pack(context)), dim=1)
             ids = torch.cat((ids, latents.position_ids(*context.shape[-2:], index=1)))
         words = ("txt", "vec") if "txt" in batch else ("t5", "clip")
-        device = next(self.module.parameters()).device
-
-        def mine(value: Tensor) -> Tensor:
-            return value[self.world.rank :: self.world.size].to(device)
-
         return Noised(
-            tokens=mine(tokens).to(self.dtype),
-            ids=ids.to(device),
-            target=mine(velocity_target(x_0, eps)),
-            t=mine(t),
-            guidance=mine(guidance),
-            words=(mine(batch[words[0]]), mine(batch[words[1]])),
-            dropped=mine(dropped),
-            weight=mine(batch["weight"].float() / 255),
+            tokens=self.mine(tokens).to(self.dtype),
+            ids=ids.to(next(self.module.parameters()).device),
+            target=self.mine(velocity_target(x_0, eps)),
+            t=self.mine(t),
+            guidance=self.mine(guidance),
+            words=(self.mine(batch[words[0]]), self.mine(batch[words[1]])),
+            dropped=self.mine(dropped),
+            weight=self.mine(batch["weight"].float() / 255),
         )
 
-    def velocity(self, sample: Noised, words: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def velocity(
+        self, sample: Noised, words: tuple[Tensor, Tensor] | None = None, hooks: BlockHooks | None = None
+    ) -> Tensor:
         """The module's velocity (B, N, 64) of the target tokens; `words` (txt, vec) in place of the sample's."""
         txt, vec = words or self.encode(*sample.words, sample.dropped)
         return self.module.transformer(
@@ -174,7 +201,7 @@ class FlowTask:
             sample.guidance,
             num_target=sample.target.shape[1],
             attend=self.attend,
-            hooks=self.checkpointing,
+            hooks=hooks or self.checkpointing,
         )
 
     def encode(self, t5: Tensor, clip: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
