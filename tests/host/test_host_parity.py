@@ -169,3 +169,55 @@ def test_our_sampler_is_the_hosts_euler_on_either_model(latents, model):
 def test_our_schedule_drives_either_model_and_the_hosts_sampler(latents, model):
     ours = latents["our sigmas and sampler, our model"]
     assert difference(latents[f"our sigmas, {model} model"], ours) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def placed(host, wide, tiny) -> dict[str, torch.Tensor]:
+    """Latents of both models under two of our references: one masked, and one weaker and placed otherwise."""
+    pixels = np.random.default_rng(2).integers(0, 255, (3, 48, 32, 3), dtype=np.uint8)
+    pixels[2][:, :] = 0
+    pixels[2][:, :16] = 255
+    names = [host.upload(Image.fromarray(p), f"wide_{n}.png") for n, p in enumerate(pixels)]
+    nodes = shared(wide, tiny, names[0])
+    for unused in ("latent", "positive", "our sampler", "our sigmas", "native sampler", "native sigmas"):
+        del nodes[unused]
+    nodes["second picture"] = {"class_type": "LoadImage", "inputs": {"image": names[1]}}
+    nodes["mask"] = {"class_type": "LoadImageMask", "inputs": {"image": names[2], "channel": "red"}}
+    nodes["empty"] = {
+        "class_type": "EmptySD3LatentImage",
+        "inputs": {"width": 32, "height": 48, "batch_size": 1},
+    }
+    common = {"vae": ["vae", 0], "fit": "keep", "padding": "mirror", "width": 0, "height": 0}
+    chains = {
+        "one": [{}],
+        "masked": [{"mask": ["mask", 0]}],
+        "mixed": [{"mask": ["mask", 0]}, {"convention": "uxo", "strength": 0.5}],
+        "late": [{}, {"convention": "index", "start": 0.5}],
+    }
+    for name, chain in chains.items():
+        last = ["guided", 0]
+        for number, settings in enumerate(chain):
+            picture = ["second picture" if number else "picture", 0]
+            inputs = {**common, "conditioning": last, "image": picture, "convention": "offset", **settings}
+            nodes[f"{name} {number}"] = {"class_type": "KontextReference", "inputs": inputs}
+            last = [f"{name} {number}", 0]
+        for model in ("native", "our"):
+            sampled = branch(model, None, None)
+            sampled["inputs"] |= {"positive": last, "negative": ["guided", 0], "latent_image": ["empty", 0]}
+            nodes[f"{name}, {model}"] = sampled
+            inputs = {"samples": [f"{name}, {model}", 0], "filename_prefix": "placed"}
+            nodes[f"save {name}, {model}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    outputs = host.run(nodes).history["outputs"]
+    result = {}
+    for key in (f"{name}, {model}" for name in chains for model in ("native", "our")):
+        file = outputs[f"save {key}"]["latents"][0]
+        path = host.server.base / "output" / file["subfolder"] / file["filename"]
+        result[key] = load_file(path)["latent_tensor"]
+    return result
+
+
+@pytest.mark.parametrize("chain", ["one", "masked", "mixed", "late"])
+def test_our_references_do_to_a_native_model_what_they_do_to_ours(placed, chain):
+    assert difference(placed[f"{chain}, our"], placed[f"{chain}, native"]) < TOLERANCE
+    others = [value for key, value in placed.items() if key.endswith("our") and not key.startswith(chain)]
+    assert all(difference(placed[f"{chain}, our"], other) > 100 * TOLERANCE for other in others)
