@@ -38,6 +38,7 @@ logger = logging.getLogger("kontext")
 BUNDLED = "kontext-tiny (bundled)"
 BUNDLED_FEW_STEP = "kontext-tiny few-step (bundled)"
 BUNDLED_FOLDER = locate.BUNDLED["kontext-tiny"]
+BUNDLED_LORAS = Path(__file__).resolve().parents[1] / "workflows" / "loras"  # for the bundled model
 SUFFIXES = (".safetensors", ".sft")
 INDEX = ".safetensors.index.json"  # of a model in shards, as diffusers' folders have it
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -108,6 +109,8 @@ def find_file(kind: str, name: str) -> Path:
         return BUNDLED_FOLDER / parts[kind]
     if name == BUNDLED_FEW_STEP:
         return find_few_step(BUNDLED_FOLDER)
+    if kind == "loras" and name.endswith(" (bundled)"):
+        return BUNDLED_LORAS / f"{name.removesuffix(' (bundled)')}.safetensors"
     path = folder_paths.get_full_path(kind, name)
     if path is None:
         folders = ", ".join(folder_paths.get_folder_paths(kind))

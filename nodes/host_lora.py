@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..kontext_core.models.lora import LoraFile, Patch
 from ..kontext_core.models.lora_apply import LoraReport, host_patches
-from .host import SUFFIXES
+from .host import BUNDLED_LORAS, SUFFIXES
 from .host_layers import logical_shapes
 
 
 def list_loras() -> list[str]:
-    """Names of the LoRA files in the host's folder."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(SUFFIXES)]
+    """Names of the LoRA files in the host's folder, then the bundled model's."""
+    found = [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(SUFFIXES)]
+    return found + [f"{file.stem} (bundled)" for file in sorted(BUNDLED_LORAS.glob("*.safetensors"))]
 
 
 class CorePatch(WeightAdapterBase):

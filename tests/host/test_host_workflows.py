@@ -83,3 +83,16 @@ def test_pictures_that_a_workflow_names_ship_with_it(name):
     for node in api.values():
         if node["class_type"] == "LoadImage":
             assert (WORKFLOWS / "input" / node["inputs"]["image"]).is_file()
+        if node["class_type"] == "KontextLoadRecord":
+            assert (WORKFLOWS / "input" / node["inputs"]["picture"]).is_file()
+
+
+def test_every_node_of_the_pack_is_in_a_workflow(info):
+    shown = set()
+    for name in NAMES:
+        api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        shown |= {node["class_type"] for node in api.values()}
+    ours = {name for name, node in info.items() if node.get("python_module", "").endswith("kontext")}
+    ours |= {name for name in info if name.startswith("Kontext")}
+    assert len(ours) > 20
+    assert sorted(ours - shown) == []

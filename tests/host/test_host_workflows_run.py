@@ -125,11 +125,14 @@ FLOORS = {
     "several_references": Floor(example=HEART, least={"kept_psnr": 26}),
     "preserve_mask": Floor(example=HEART, least={"kept_psnr": 60}),
     "reproducible": Floor(example=HEART, least={"kept_psnr": 26}),
+    "accelerate": Floor(example=HEART, least={"kept_psnr": 26}),
+    "drift": Floor(example=HEART, least={"kept_psnr": 26}),
+    "load_record": Floor(example=HEART, least={"kept_psnr": 26}),
     "turns": Floor(example=HEART, least={"kept_psnr": 26}),
     "mixed_native": Floor(example=HEART, least={"kept_psnr": 26}),
     "mixed_native_loader": Floor(example=HEART, least={"kept_psnr": 26}),
 }
-BY_PIXELS = {"lora_training", "three_steps"}  # theirs are the tests below
+BY_PIXELS = {"lora_training", "load_lora", "three_steps"}  # theirs are the tests below
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
@@ -180,8 +183,11 @@ def test_an_example_reaches_its_floor(made, name):
     floor = FLOORS[name]
     example = world.example("test", *floor.example)
     if example.context is not None:
-        shown = [node["inputs"]["image"] for node in load(name).values() if node["class_type"] == "LoadImage"]
-        assert np.array_equal(read(shown[0]), example.context), "the picture is not that example's"
+        nodes = [(node["class_type"], node["inputs"]) for node in load(name).values()]
+        items = [(given["category"], given["index"]) for kind, given in nodes if kind == "KontextBenchItem"]
+        shown = [given["image"] for kind, given in nodes if kind == "LoadImage"]
+        same = items == [floor.example] if items else np.array_equal(read(shown[0]), example.context)
+        assert same, "the picture is not that example's"
     result = score(example, pixels(made(name)[0]))
     print(name, result)
     assert result.done or not floor.done, result
@@ -204,14 +210,31 @@ def test_three_steps_change_structure_detail_and_style_and_keep_the_rest(made):
 
 
 @pytest.mark.skipif(not WEIGHTS, reason="kontext-tiny's weights are not there")
-def test_a_trained_lora_does_what_its_pairs_show(made):
+@pytest.mark.parametrize("name", ["lora_training", "load_lora"])
+def test_a_trained_lora_does_what_its_pairs_show(made, name):
     """The pairs are blue prints of their controls: so is the edit, of a picture that was not among them."""
     dark, pale = np.array([18, 32, 92.0]), np.array([244, 240, 222.0])
     start = read("toy_meadow.png").astype(float)
     truth = dark + (pale - dark) * (start @ [0.299, 0.587, 0.114] / 255)[..., None]
-    error = np.square(pixels(made("lora_training")[0]) - truth).mean()
-    print("lora_training", error / np.square(start - truth).mean())
+    error = np.square(pixels(made(name)[0]) - truth).mean()
+    print(name, error / np.square(start - truth).mean())
     assert error < 0.1 * np.square(start - truth).mean()  # 0.034 when this was written
+
+
+@pytest.mark.skipif(not WEIGHTS, reason="kontext-tiny's weights are not there")
+def test_an_accelerated_edit_stays_close_to_the_plain_one(made):
+    """The same seed, plain in local_edit: the two differ, or nothing was accelerated, but little."""
+    plain, fast = (pixels(made(name)[0]).astype(float) for name in ("local_edit", "accelerate"))
+    error = np.square(fast - plain).mean()
+    print("accelerate", 10 * np.log10(255**2 / max(error, 1e-9)), "dB")
+    assert 0 < error < 255**2 / 10**2.6, "below 26 dB"
+
+
+@pytest.mark.skipif(not WEIGHTS, reason="kontext-tiny's weights are not there")
+def test_drift_is_drawn_beside_both_turns(made):
+    first, second, drawing = (pixels(picture).astype(float) for picture in made("drift"))
+    assert first.shape == second.shape != drawing.shape
+    assert np.abs(second - first).mean() > 2, "no fog"
 
 
 def test_preserve_keeps_every_pixel_outside_the_mask(made):
