@@ -152,9 +152,7 @@ PRESETS: dict[str, Preset] = {
             slots=(
                 Slot(name="new", default="NEW", labels=("text", "文字", "文字"), quoted=True),
                 Slot(name="place", default="centered at the top", labels=("place", "位置", "位置")),
-                Slot(
-                    name="font", default="bold sans-serif letters", labels=("lettering", "字体", "書体")
-                ),
+                Slot(name="font", default="bold sans-serif letters", labels=("lettering", "字体", "書体")),
             ),
         ),
         Preset(

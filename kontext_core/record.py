@@ -140,7 +140,9 @@ def pixel_digest(image: Tensor) -> str:
     return "pixels:" + hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
-def current_versions(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
+def current_versions(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
     """The versions that can change a picture's bits."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -169,7 +171,9 @@ def load_record(path: str | os.PathLike) -> Record:
     """
     picture = images.load_image(path)
     if KEY not in picture.text:
-        raise ValueError(f"{Path(path).name} holds no record of how it was made; it is kept in PNG files only")
+        raise ValueError(
+            f"{Path(path).name} holds no record of how it was made; it is kept in PNG files only"
+        )
     record = Record.from_json(picture.text[KEY])
     if record.pixels and record.pixels != pixel_digest(picture.image):
         raise ValueError(f"{Path(path).name} was changed after its record was written: the pixels differ")

@@ -55,13 +55,17 @@ class Session:
             raise ValueError(f"chain is {self.chain!r}; choose one of {', '.join(CHAINS)}")
         for number, turn in enumerate(self.turns):
             if turn.parent is not None and not 0 <= turn.parent < number:
-                raise ValueError(f"turn {number + 1} cannot start from turn {turn.parent + 1}, which comes later")
+                raise ValueError(
+                    f"turn {number + 1} cannot start from turn {turn.parent + 1}, which comes later"
+                )
 
     def add(self, instruction: str, *, seed: int | None = None, **settings: Any) -> Session:
         """One more turn after the last one; its seed is its parent's plus 1 unless given."""
         return self.branch(len(self.turns) - 1 if self.turns else None, instruction, seed=seed, **settings)
 
-    def branch(self, parent: int | None, instruction: str, *, seed: int | None = None, **settings: Any) -> Session:
+    def branch(
+        self, parent: int | None, instruction: str, *, seed: int | None = None, **settings: Any
+    ) -> Session:
         """A turn that starts from any earlier one, or from the first picture (None)."""
         self._check(parent)
         if seed is None:
@@ -162,7 +166,9 @@ def run_session(
     for number, turn in enumerate(session.turns, 1):
         own = [name for name in ("size", "images", "prompt", "reference_latents") if name in turn.settings]
         if own or "size" in session.settings:
-            raise ValueError(f"turn {number} sets {', '.join(own) or 'size'}: a session keeps the picture's size")
+            raise ValueError(
+                f"turn {number} sets {', '.join(own) or 'size'}: a session keeps the picture's size"
+            )
     results = dict(done or {})
     for number, turn in enumerate(session.turns):
         if number in results:
@@ -220,7 +226,9 @@ def parse_turns(text: str, seed: int = 0) -> Session:
         redo, branch = _REDO.fullmatch(words.strip()), _FROM.fullmatch(words.strip())
         if redo:
             if given is None:
-                raise ValueError(f"turn {number} is {line!r}: say with which seed, as in {words.strip()} [seed 7]")
+                raise ValueError(
+                    f"turn {number} is {line!r}: say with which seed, as in {words.strip()} [seed 7]"
+                )
             session = session.redo(int(redo.group(1)) - 1, given)
             continue
         parent = number - 2 if number > 1 else None

@@ -28,7 +28,9 @@ class KontextDrift(io.ComfyNode):
             "similarity of embeddings) and draws it.",
             search_aliases=["psnr", "ssim", "consistency", "degradation over turns"],
             inputs=[
-                io.Image.Input("original", tooltip="The picture before the first turn; of a batch the first."),
+                io.Image.Input(
+                    "original", tooltip="The picture before the first turn; of a batch the first."
+                ),
                 io.Image.Input("turns", tooltip="The turns' pictures in order, as one batch."),
                 io.String.Input(
                     "instructions",
@@ -48,7 +50,9 @@ class KontextDrift(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="drawing", tooltip="The measures over the turns, with small pictures."),
+                io.Image.Output(
+                    display_name="drawing", tooltip="The measures over the turns, with small pictures."
+                ),
                 io.String.Output(display_name="report", tooltip="The numbers, a line a turn."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -59,7 +63,9 @@ class KontextDrift(io.ComfyNode):
         start, _ = images.from_comfy(original)
         pictures, _ = images.from_comfy(turns)
         if len(pictures) % len(start):
-            raise ValueError(f"{len(pictures)} pictures of turns for {len(start)} originals: each turn gives one each")
+            raise ValueError(
+                f"{len(pictures)} pictures of turns for {len(start)} originals: each turn gives one each"
+            )
         # Of a batch the first picture is measured.
         start, pictures = start[:1], pictures[:: len(start)]
         session = parse_turns(instructions or "\n".join(f"Turn {i + 1}" for i in range(len(pictures))))
@@ -74,7 +80,9 @@ class KontextDrift(io.ComfyNode):
             embed=None if clip_vision is None else _embedding(clip_vision),
         )
         labels = [turn.instruction for turn in session.turns]
-        drawing = images.to_comfy(images.from_pil(draw_drift(drift, labels, pictures=pictures.split(1))).image)
+        drawing = images.to_comfy(
+            images.from_pil(draw_drift(drift, labels, pictures=pictures.split(1))).image
+        )
         lines = []
         for number, (found, label) in enumerate(zip(drift, labels, strict=True), 1):
             similarity = "" if found.similarity is None else f", similarity {found.similarity:.3f}"

@@ -34,7 +34,12 @@ def compare(before: Tensor | None, after: Tensor, mask: Tensor | None = None, **
     """
     shown = []
     for index, picture in enumerate(after[:MAX_PICTURES]):
-        entry = {"after": _save(picture), "size": [picture.shape[1], picture.shape[0]], **facts, "index": index}
+        entry = {
+            "after": _save(picture),
+            "size": [picture.shape[1], picture.shape[0]],
+            **facts,
+            "index": index,
+        }
         if before is not None:
             start = before[min(index, len(before) - 1)]
             entry["before"] = _save(start)

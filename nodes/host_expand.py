@@ -21,4 +21,8 @@ def new_graph() -> GraphBuilder:
 
 def defaults(node: type[io.ComfyNode]) -> dict[str, Any]:
     """The widgets of one of our nodes at their defaults: a made graph has none filled in."""
-    return {item.id: item.default for item in node.define_schema().inputs if getattr(item, "default", None) is not None}
+    return {
+        item.id: item.default
+        for item in node.define_schema().inputs
+        if getattr(item, "default", None) is not None
+    }

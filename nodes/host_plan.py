@@ -144,7 +144,9 @@ def checked(kind: str, name: str) -> Path:
         ValueError: it is not in the list.
     """
     if name not in host.list_models(kind):
-        raise ValueError(f"there is no {name!r} in the folder {kind}: put the file there, then press R to refresh")
+        raise ValueError(
+            f"there is no {name!r} in the folder {kind}: put the file there, then press R to refresh"
+        )
     path = host.find_file(kind, name)
     if not path.is_file():
         raise ValueError(f"{name} is not there: the model has not been made yet; choose a file of your own")

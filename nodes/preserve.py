@@ -69,7 +69,9 @@ class KontextPreserve(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The original with the edit inside the mask."),
                 io.Mask.Output(display_name="mask", tooltip="Where the image is not the original."),
-                io.String.Output(display_name="report", tooltip="Share edited, shift and tint, a line a picture."),
+                io.String.Output(
+                    display_name="report", tooltip="Share edited, shift and tint, a line a picture."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -80,7 +82,9 @@ class KontextPreserve(io.ComfyNode):
     ) -> io.NodeOutput:
         planes = [_planes(image, name) for image, name in ((original, "original"), (edited, "edited"))]
         if mask is not None and mask.dim() == 3 and len(mask) not in (1, len(edited)):
-            raise ValueError(f"there are {len(mask)} masks for {len(edited)} pictures: connect one, or one each")
+            raise ValueError(
+                f"there are {len(mask)} masks for {len(edited)} pictures: connect one, or one each"
+            )
         # In the host's own range and type, so that what is kept goes through no arithmetic.
         result = preserve(
             *planes,
@@ -101,6 +105,8 @@ class KontextPreserve(io.ComfyNode):
 def _planes(image, name: str):
     """IMAGE (B, H, W, C) as (B, 3 or 4, H, W), in its own range."""
     if image.dim() != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{name} has shape {tuple(image.shape)}; an IMAGE is (B, H, W, C) with 1, 3 or 4 channels")
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}; an IMAGE is (B, H, W, C) with 1, 3 or 4 channels"
+        )
     planes = image.movedim(-1, 1)
     return planes.expand(-1, 3, -1, -1) if planes.shape[1] == 1 else planes

@@ -20,7 +20,14 @@ class KontextPreset(io.ComfyNode):
             category=CATEGORY,
             description="Writes an instruction for a common edit in the wording that Kontext follows best, and "
             "points out what it is known to misread.",
-            search_aliases=["prompt builder", "relight", "remove background", "product shot", "text edit", "style"],
+            search_aliases=[
+                "prompt builder",
+                "relight",
+                "remove background",
+                "product shot",
+                "text edit",
+                "style",
+            ],
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -71,8 +78,12 @@ class KontextPreset(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="prompt", tooltip="For Kontext Edit, Kontext Prompt or any text input."),
-                io.String.Output(display_name="hints", tooltip="What Kontext may misread in it; empty when nothing."),
+                io.String.Output(
+                    display_name="prompt", tooltip="For Kontext Edit, Kontext Prompt or any text input."
+                ),
+                io.String.Output(
+                    display_name="hints", tooltip="What Kontext may misread in it; empty when nothing."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )

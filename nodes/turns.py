@@ -46,9 +46,14 @@ class KontextTurns(io.ComfyNode):
                     tooltip="Of the first turn; each turn adds 1 to the one it starts from.",
                 ),
                 io.Int.Input("steps", default=28, min=1, max=1000, tooltip="Number of steps of each turn."),
-                io.Float.Input("guidance", default=2.5, min=0.0, max=100.0, step=0.1, tooltip=GUIDANCE_TOOLTIP),
+                io.Float.Input(
+                    "guidance", default=2.5, min=0.0, max=100.0, step=0.1, tooltip=GUIDANCE_TOOLTIP
+                ),
                 io.Combo.Input(
-                    "few_step", options=FEW_STEP, default="off", tooltip="Steps with a distilled model or a turbo LoRA."
+                    "few_step",
+                    options=FEW_STEP,
+                    default="off",
+                    tooltip="Steps with a distilled model or a turbo LoRA.",
                 ),
                 io.Combo.Input(
                     "chain",
@@ -69,7 +74,10 @@ class KontextTurns(io.ComfyNode):
                 ),
                 io.String.Input("padding", default="mirror", tooltip=PADDING_TOOLTIP, **ADVANCED),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Adds the similarity of embeddings to the drift.", **link
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Adds the similarity of embeddings to the drift.",
+                    **link,
                 ),
             ],
             outputs=[

@@ -81,9 +81,13 @@ def test_imports_point_one_way(path):
     me = top(path)
     for name, line in own_imports(path):
         if me in LEAVES:
-            assert name in (me, "__init__"), f"{path.name}:{line} imports {name}; leaves import nothing of ours"
+            assert name in (me, "__init__"), (
+                f"{path.name}:{line} imports {name}; leaves import nothing of ours"
+            )
         elif me == "models":
-            assert name in ("models", "__init__"), f"{path.name}:{line} imports {name}; models import models only"
+            assert name in ("models", "__init__"), (
+                f"{path.name}:{line} imports {name}; models import models only"
+            )
         else:
             above = RANK[name] > RANK[me] or (RANK[name] == RANK[me] and name != me)
             # The type of an argument may come from above; it is not imported when the program runs.
@@ -123,7 +127,9 @@ def test_only_the_host_files_touch_comfy_and_folder_paths(path):
 
 
 def run_python(code: str) -> str:
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout
 

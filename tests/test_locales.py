@@ -46,5 +46,7 @@ def test_only_the_entry_registers_an_extension():
 
 
 def test_every_word_that_is_used_exists():
-    used = {key for path in MODULES for key in re.findall(r"\bt\(\"(\w+)\"", path.read_text(encoding="utf-8"))}
+    used = {
+        key for path in MODULES for key in re.findall(r"\bt\(\"(\w+)\"", path.read_text(encoding="utf-8"))
+    }
     assert used and used <= set(english())

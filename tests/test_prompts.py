@@ -37,7 +37,7 @@ def test_blanks_are_filled_and_empty_ones_keep_their_default():
 
 def test_drawn_words_keep_their_case_and_are_put_in_marks_they_do_not_hold():
     assert "Replace 'joy' with 'BFL'" in prompts.build("replace_text", old="joy", new="BFL")
-    assert prompts.quote("DON'T panic") == "\"DON'T panic\""
+    assert prompts.quote("DON'T panic") == '"DON\'T panic"'
     assert prompts.quote("the 5\" DON'T") == "“the 5\" DON'T”"
     assert {prompts.quote(w) for w in ("'already'", "「already」", " already ")} == {"'already'"}
     assert prompts.quote("{braces} stay") == "'{braces} stay'"
@@ -48,7 +48,9 @@ def test_a_keeping_clause_is_added_once():
     once = prompts.keeping("Change the car to red.", "the background")
     assert once == "Change the car to red, while keeping the background exactly the same"
     assert prompts.keeping(once, "the sky") == once
-    assert prompts.keeping("Add the text 'KEEP OUT'", "the wall").endswith("keeping the wall exactly the same")
+    assert prompts.keeping("Add the text 'KEEP OUT'", "the wall").endswith(
+        "keeping the wall exactly the same"
+    )
     assert prompts.keeping("Change the car to red.", "") == "Change the car to red."
 
 

@@ -75,7 +75,10 @@ def test_a_stamp_is_the_sha256_of_the_file_and_follows_its_changes(tmp_path):
     path.write_bytes(b"one")
     first = record.stamp("transformer", path)
     assert first == Stamp(
-        role="transformer", name="w.safetensors", size=3, digest="sha256:" + hashlib.sha256(b"one").hexdigest()
+        role="transformer",
+        name="w.safetensors",
+        size=3,
+        digest="sha256:" + hashlib.sha256(b"one").hexdigest(),
     )
     path.write_bytes(b"three")
     assert record.stamp("transformer", path).digest == "sha256:" + hashlib.sha256(b"three").hexdigest()

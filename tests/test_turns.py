@@ -128,7 +128,11 @@ def test_a_session_is_written_as_lines_of_text():
     turns = parse_turns(text, seed=5).turns
     assert [turn.parent for turn in turns] == [None, 0, 0, 0, None, 4]
     assert [turn.seed for turn in turns] == [5, 40, 6, 77, 5, 6]
-    assert [turn.instruction for turn in turns][2:5] == ['add a "moon [big]"', "Add a star", "remove the circle"]
+    assert [turn.instruction for turn in turns][2:5] == [
+        'add a "moon [big]"',
+        "Add a star",
+        "remove the circle",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     quantize.add_argument("--type", required=True, choices=QUANTIZE_TO, help="what the layers are stored as")
     quantize.set_defaults(run=run_quantize)
     for parser in (convert, quantize):
-        parser.add_argument("source", metavar="SOURCE", help="file, index or folder of any format that is read")
+        parser.add_argument(
+            "source", metavar="SOURCE", help="file, index or folder of any format that is read"
+        )
         parser.add_argument("output", metavar="OUTPUT", help="file to write (for diffusers, folder)")
         parser.add_argument("--part", choices=PARTS, help="which part of an all-in-one checkpoint")
         parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")

@@ -35,13 +35,23 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--from", dest="parent", type=common.whole(0), metavar="N", help="start from turn N (0: from PICTURE)"
     )
-    parser.add_argument("--redo", type=common.whole(1), metavar="N", help="do turn N again with another --seed")
-    parser.add_argument("--seed", type=common.whole(0), metavar="S", help="of the first new turn; each next is 1 more")
+    parser.add_argument(
+        "--redo", type=common.whole(1), metavar="N", help="do turn N again with another --seed"
+    )
+    parser.add_argument(
+        "--seed", type=common.whole(0), metavar="S", help="of the first new turn; each next is 1 more"
+    )
     parser.add_argument("--chain", choices=CHAINS, help="what a turn hands to the next (default: latents)")
     parser.add_argument("--fit", choices=FITS, help="how PICTURE meets the model's sizes (default: stretch)")
-    parser.add_argument("--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)")
-    parser.add_argument("--few-step", type=int, choices=(1, 2, 4), help="1, 2 or 4 steps with a distilled model")
+    parser.add_argument(
+        "--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)"
+    )
+    parser.add_argument(
+        "--few-step", type=int, choices=(1, 2, 4), help="1, 2 or 4 steps with a distilled model"
+    )
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: euler")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     common.add_model_options(parser)
@@ -71,11 +81,15 @@ def run(args: argparse.Namespace) -> int:
     def keep(number: int, result: TurnResult) -> None:
         for warning in result.warnings:
             common.say(f"warning: {warning}")
-        images.save_image(_place(folder, number, ".png"), result.image, picture.alpha, icc_profile=picture.icc_profile)
+        images.save_image(
+            _place(folder, number, ".png"), result.image, picture.alpha, icc_profile=picture.icc_profile
+        )
         _save_latent(folder, number, result, start)
         so_far = Session(turns=session.turns[: number + 1], chain=session.chain, settings=session.settings)
         images.write_whole(known, (so_far.to_json() + "\n").encode())
-        common.say(f"turn {number + 1}: {session.turns[number].instruction}: {_place(folder, number, '.png')}")
+        common.say(
+            f"turn {number + 1}: {session.turns[number].instruction}: {_place(folder, number, '.png')}"
+        )
 
     results = run_session(model, picture.image, session, done, on_turn=keep, on_step=common.Progress())
     seconds = time.perf_counter() - started
@@ -99,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         for number in order:
             found = drift[number]
-            common.say(f"turn {number + 1}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f} outside the edits")
+            common.say(
+                f"turn {number + 1}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f} outside the edits"
+            )
     return 0
 
 
@@ -114,7 +130,9 @@ def _more_turns(args: argparse.Namespace, session: Session, *, fresh: bool) -> S
     fixed = {"chain": session.chain, "fit": session.settings.get("fit")}
     changed = [f"--{name}" for name, value in fixed.items() if getattr(args, name) not in (None, value)]
     if changed and not fresh:
-        raise ValueError(f"{args.folder} holds a session with its own {' and '.join(changed)}: use a new folder")
+        raise ValueError(
+            f"{args.folder} holds a session with its own {' and '.join(changed)}: use a new folder"
+        )
     if args.redo is not None:
         if args.do or args.parent is not None or args.seed is None:
             raise ValueError("--redo N takes a --seed, and neither --do nor --from")
@@ -145,7 +163,10 @@ def _save_latent(folder: Path, number: int, result: TurnResult, start: str) -> N
     from ..images import write_whole
 
     metadata = {"start": start, "geometry": json.dumps(result.geometry.to_json())}
-    tensors = {"latent": result.latent.float().cpu().contiguous(), "image": result.image.float().cpu().contiguous()}
+    tensors = {
+        "latent": result.latent.float().cpu().contiguous(),
+        "image": result.image.float().cpu().contiguous(),
+    }
     write_whole(_place(folder, number, ".safetensors"), save(tensors, metadata))
 
 
@@ -160,7 +181,11 @@ def _load_turn(folder: Path, number: int, start: str) -> TurnResult:
     path = _place(folder, number, ".safetensors")
     try:
         with safe_open(path, "pt") as file:
-            metadata, latent, image = file.metadata() or {}, file.get_tensor("latent"), file.get_tensor("image")
+            metadata, latent, image = (
+                file.metadata() or {},
+                file.get_tensor("latent"),
+                file.get_tensor("image"),
+            )
             plan = Geometry.from_json(json.loads(metadata["geometry"]))
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): start over in a new folder") from error

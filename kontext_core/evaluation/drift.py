@@ -122,7 +122,9 @@ def draw_drift(
         width: of the drawing in pixels.
     """
     if not drift or len(labels) != len(drift) or (pictures and len(pictures) != len(drift)):
-        raise ValueError(f"{len(drift)} turns, {len(labels)} labels and {len(pictures)} pictures do not go together")
+        raise ValueError(
+            f"{len(drift)} turns, {len(labels)} labels and {len(pictures)} pictures do not go together"
+        )
     shown = [name for name in LINES if name != "similarity" or drift[0].similarity is not None]
     font, small = (ImageFont.load_default(size) for size in (max(12, width // 60), max(10, width // 76)))
     left, right, panel, gap = width // 14, width // 40, width // 5, width // 24

@@ -11,7 +11,9 @@ EVIL = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
 def edited(tab):
     """The tab after one edit whose prompt is an attack."""
     if tab.rendering == "nodes2":
-        pytest.skip("open: after a run no before/after is found on the page in Nodes 2.0; see docs/browser.md")
+        pytest.skip(
+            "open: after a run no before/after is found on the page in Nodes 2.0; see docs/browser.md"
+        )
     tab.graph(prompt=f"{EVIL} make her hair red", steps=3, fit="crop")
     tab.page.wait_for_selector(".kontext-chip", timeout=30_000)
     assert tab.run() == "execution_success"
@@ -46,7 +48,9 @@ def test_what_kontext_may_misread_is_said(edited):
 def test_both_pictures_are_shown_at_the_size_they_came_in(edited):
     assert "421 × 301" in edited.page.locator(".kontext-stage .kontext-caption").first.inner_text()
     pictures = "[...document.querySelectorAll('.kontext-pictures img')]"
-    edited.page.wait_for_function(f"{pictures}.slice(0, 2).every((one) => one.naturalWidth > 0)", timeout=10_000)
+    edited.page.wait_for_function(
+        f"{pictures}.slice(0, 2).every((one) => one.naturalWidth > 0)", timeout=10_000
+    )
     sizes = edited.eval(f"{pictures}.map((one) => [one.naturalWidth, one.naturalHeight])")
     assert sizes[:2] == [[421, 301], [421, 301]]
 

@@ -42,7 +42,9 @@ def picture(tmp_path) -> Path:
     return path
 
 
-def test_edit_prints_one_json_object_and_writes_the_picture_at_its_own_size(picture, tmp_path, random_tiny_folder):
+def test_edit_prints_one_json_object_and_writes_the_picture_at_its_own_size(
+    picture, tmp_path, random_tiny_folder
+):
     out = tmp_path / "out.png"
     process = start(
         "edit", picture, "--prompt", "make the circle red", "--output", out,
@@ -78,7 +80,10 @@ def test_the_record_repeats_the_picture_to_the_byte(picture, tmp_path, random_ti
     assert made.inputs[0].name == "in.png"
     assert main(["edit", str(picture), "--output", str(second), "--like", str(first), *options]) == 0
     assert first.read_bytes() == second.read_bytes()
-    assert main(["edit", str(picture), "--output", str(second), "--like", str(first), "--seed", "1", *options]) == 0
+    assert (
+        main(["edit", str(picture), "--output", str(second), "--like", str(first), "--seed", "1", *options])
+        == 0
+    )
     assert record.differences(made, record.load_record(second)) == ["settings: seed is 9 and 1"]
 
 
@@ -176,7 +181,9 @@ def test_a_bad_option_is_one_line_and_code_two(picture, tmp_path, capsys, monkey
     assert sorted(os.listdir(tmp_path)) == ["in.png", "small.png"]
 
 
-def test_a_bad_picture_a_missing_prompt_and_a_missing_student_are_one_line(tmp_path, capsys, random_tiny_folder):
+def test_a_bad_picture_a_missing_prompt_and_a_missing_student_are_one_line(
+    tmp_path, capsys, random_tiny_folder
+):
     bad, out = tmp_path / "bad.png", tmp_path / "out.png"
     bad.write_bytes(b"no picture")
     assert "bad.png is not a picture" in run(capsys, "edit", bad, "--prompt", "x", "--output", out)[1]

@@ -39,7 +39,9 @@ def test_converting_there_and_back_gives_the_same_numbers(random_tiny_folder, tm
 
 def test_quantize_writes_a_smaller_file_that_is_read_again(random_tiny_folder, tmp_path, capsys):
     out = tmp_path / "q8.gguf"
-    assert main(["quantize", str(random_tiny_folder / TRANSFORMER), str(out), "--type", "Q8_0", "--json"]) == 0
+    assert (
+        main(["quantize", str(random_tiny_folder / TRANSFORMER), str(out), "--type", "Q8_0", "--json"]) == 0
+    )
     info = json.loads(capsys.readouterr().out)
     assert info["part"] == "transformer" and "Q8_0" in info["quantisation"]
     assert out.stat().st_size < 0.5 * (random_tiny_folder / TRANSFORMER).stat().st_size

@@ -42,7 +42,7 @@ def as_prompt(workflow: dict, info: dict) -> dict:
                 if options.get("forceInput") or not (isinstance(entry[0], list) or entry[0] in WIDGETS):
                     continue
                 choices = entry[0] if isinstance(entry[0], list) else options.get("options", [None])
-                inputs[name] = next(values, options.get("default", choices[0]))
+                inputs[name] = next(values, options.get("default", choices[0] if choices else None))
                 if options.get("control_after_generate"):
                     next(values, None)
         linked = {s["name"]: sources[s["link"]] for s in node.get("inputs", []) if s.get("link") is not None}
