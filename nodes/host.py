@@ -5,6 +5,7 @@ With the other host*.py files of this folder this is the only place that touches
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -118,11 +119,14 @@ def find_file(kind: str, name: str) -> Path:
     return Path(path)
 
 
-def fingerprint(kind: str, name: str) -> tuple:
-    """Changes when the file behind a name does, so that the host loads it again."""
+def fingerprint(kind: str, name: str) -> str:
+    """Changes when the file behind a name does, so that the host loads it again.
+
+    A digest, because the host writes it into the metadata of saved pictures, where a path is nobody's business.
+    """
     path = find_file(kind, name)
     status = os.stat(path)
-    return (str(path), status.st_mtime_ns, status.st_size)
+    return hashlib.sha256(f"{path}\n{status.st_mtime_ns}\n{status.st_size}".encode()).hexdigest()[:16]
 
 
 def load_model(name: str, weight_dtype: str = "default"):

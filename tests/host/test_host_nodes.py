@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 NODES = (
     "KontextLoadModel",
@@ -78,3 +83,15 @@ def test_the_pack_loads_in_under_half_a_second_of_work_beyond_the_host(inside):
     times = inside("load_time")
     assert times["nodes"] >= len(NODES)
     assert times["seconds"] < 0.5
+
+
+def test_a_saved_picture_tells_no_path_of_its_machine(host):
+    prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 2
+    (picture, *_) = host.pictures(host.run(prompt))
+    kept = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+    assert "class_type" in kept["prompt"]
+    for key, value in kept.items():
+        assert str(ROOT) not in value and str(host.server.base) not in value, key
