@@ -8,6 +8,7 @@ and encoding wears out, or the picture.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,12 +30,18 @@ CHAINS: tuple[Chain, ...] = ("latents", "pictures")
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One instruction, the turn it starts from (None for the first picture), its seed and own settings."""
+    """One instruction, the turn it starts from (None for the first picture), its seed and own settings.
+
+    Attributes:
+        loras: what was on the model: (file name, strength, fingerprint of the file) each. Putting them there is
+            the caller's; they are kept so that the turn can be done again.
+    """
 
     instruction: str
     parent: int | None
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    loras: tuple[tuple[str, float, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +97,11 @@ class Session:
 
     def to_json(self) -> str:
         """The session as JSON; `from_json` reads it back."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+        data = asdict(self)
+        for turn in data["turns"]:
+            if not turn["loras"]:
+                del turn["loras"]  # as before there was such a field
+        return json.dumps({"format": FORMAT, **data}, ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Session:
@@ -112,18 +123,32 @@ class Session:
             raise ValueError("the session's turns are a list and its settings an object")
         turns = []
         for number, turn in enumerate(data["turns"], 1):
-            if not isinstance(turn, dict) or set(turn) != {f.name for f in fields(Turn)}:
-                raise ValueError(f"turn {number} has the fields {', '.join(f.name for f in fields(Turn))}")
+            loras = turn.pop("loras", []) if isinstance(turn, dict) else []
+            known = [f.name for f in fields(Turn) if f.name != "loras"]
+            if not isinstance(turn, dict) or set(turn) != set(known):
+                raise ValueError(
+                    f"turn {number} has the fields {', '.join(known)}, and loras where it had any"
+                )
             good = isinstance(turn["instruction"], str) and isinstance(turn["seed"], int)
             good = good and isinstance(turn["parent"], int | None) and isinstance(turn["settings"], dict)
-            if not good:
+            if not good or not isinstance(loras, list) or not all(map(_is_lora, loras)):
                 raise ValueError(f"a field of turn {number} is of a wrong type")
-            turns.append(Turn(**turn))
+            turns.append(Turn(**turn, loras=tuple((name, float(by), digest) for name, by, digest in loras)))
         return cls(turns=tuple(turns), chain=data["chain"], settings=data["settings"])
 
     def _check(self, number: int | None) -> None:
         if number is not None and not 0 <= number < len(self.turns):
             raise ValueError(f"there is no turn {number + 1}; the session has {len(self.turns)}")
+
+
+def _is_lora(entry: object) -> bool:
+    """(file name, finite strength, fingerprint); a name is a file's own, never a path."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    name, strength, digest = entry
+    words = isinstance(name, str) and isinstance(digest, str) and not {"/", "\\"} & set(name)
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    return words and number and math.isfinite(strength)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,9 @@ def test_what_is_finished_before_a_stop_is_kept(model, start):
 def test_a_session_survives_json_and_a_damaged_one_is_refused():
     session = Session(chain="pictures", settings={"num_steps": 4}).add("赤").branch(None, "two", guidance=3.0)
     assert Session.from_json(session.to_json()) == session
+    assert "loras" not in session.to_json()
+    with_lora = replace(session, turns=(replace(session.turns[0], loras=(("a.safetensors", 0.5, "sha"),)),))
+    assert Session.from_json(with_lora.to_json()) == with_lora
     data = json.loads(session.to_json())
     for change, words in (
         ({"turns": 3}, "turns are a list"),
@@ -92,6 +96,12 @@ def test_a_session_survives_json_and_a_damaged_one_is_refused():
         ({"turns": [{**data["turns"][0], "seed": "x"}]}, "turn 1 is of a wrong type"),
         ({"turns": [{**data["turns"][0], "parent": 4}]}, "comes later"),
         ({"more": 1}, "a session has the fields"),
+        ({"turns": [{**data["turns"][0], "loras": [["../a.safetensors", 1.0, "x"]]}]}, "of a wrong type"),
+        (
+            {"turns": [{**data["turns"][0], "loras": [["a.safetensors", float("nan"), "x"]]}]},
+            "of a wrong type",
+        ),
+        ({"turns": [{**data["turns"][0], "loras": "a.safetensors"}]}, "of a wrong type"),
     ):
         with pytest.raises(ValueError, match=words):
             Session.from_json(json.dumps({**data, **change}))

@@ -58,26 +58,52 @@ def find_loras(known: Record, like: str, model: str) -> list[tuple[str, float]]:
     Raises:
         ValueError: one is nowhere, another file bears its name, or the record's list is damaged.
     """
-    from ..record import stamp
-
     digests = {entry.role: (entry.name, entry.digest) for entry in known.weights}
-    found = []
+    wanted = []
     for number, (name, strength) in enumerate(_listed(known.settings, like), 1):
         known_name, digest = digests.get(ROLE.format(number), ("", ""))
         if known_name != name:
             raise ValueError(f"{like}: its record names the LoRA {name} and holds no fingerprint of it")
-        places = [folder / name for folder in _folders(like, model)]
+        wanted.append((name, strength, digest))
+    return find_files(wanted, like, Path(like).parent, model)
+
+
+def fingerprinted(loras: Sequence[tuple[str, float]]) -> tuple[tuple[str, float, str], ...]:
+    """(file name, strength, fingerprint) of each LoRA, which `find_files` finds again."""
+    from ..record import stamp
+
+    files = [(_lora_file(Path(path)), strength) for path, strength in loras]
+    return tuple((file.name, strength, stamp("lora", file).digest) for file, strength in files)
+
+
+def find_files(
+    wanted: Sequence[tuple[str, float, str]], made: str, folder: Path, model: str
+) -> list[tuple[str, float]]:
+    """LoRAs by file name and fingerprint, as paths and strengths.
+
+    Args:
+        made: what was made with them, for the errors.
+        folder: searched first, then the working folder, then around the model.
+
+    Raises:
+        ValueError: one is nowhere, or another file bears its name.
+    """
+    from ..record import stamp
+
+    found = []
+    for name, strength, digest in wanted:
+        places = [place / name for place in _folders(folder, model)]
         there = [path for path in places if path.is_file()]
         same = next((path for path in there if stamp("lora", path).digest == digest), None)
         if same is None:
             again = f"give --lora FILE={strength:g}, or --no-loras to do without"
             if there:
                 raise ValueError(
-                    f"{there[0]} is not the LoRA that {like} was made with ({stamp('lora', there[0]).digest}, "
+                    f"{there[0]} is not the LoRA that {made} was made with ({stamp('lora', there[0]).digest}, "
                     f"the record has {digest}): {again}"
                 )
             folders = ", ".join(dict.fromkeys(str(path.parent) for path in places))
-            raise ValueError(f"{like} was made with the LoRA {name}, which is not in {folders}: {again}")
+            raise ValueError(f"{made} was made with the LoRA {name}, which is not in {folders}: {again}")
         found.append((str(same), strength))
     return found
 
@@ -94,8 +120,8 @@ def _listed(settings: Mapping[str, object], like: str) -> list[tuple[str, float]
     return [(name, float(strength)) for name, strength in pairs]
 
 
-def _folders(like: str, model: str) -> list[Path]:
-    """Where a record's LoRAs may be: beside the picture, here, and around the model."""
+def _folders(beside: Path, model: str) -> list[Path]:
+    """Where the LoRAs of something made may be: beside it, here, and around the model."""
     place = Path(model)
     around = place if place.is_dir() else place.parent
-    return [Path(like).parent, Path(), around, around / "loras", around.parent / "loras"]
+    return [beside, Path(), around, around / "loras", around.parent / "loras"]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import common
+from . import common, recorded
 from .edit import FITS, SAMPLERS
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: euler")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     common.add_model_options(parser)
+    parser.add_argument(
+        "--no-loras",
+        action="store_true",
+        help="leave out the LoRAs of the turn that is gone on from or redone (--lora replaces them)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -72,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     session = Session.from_json(known.read_text(encoding="utf-8")) if known.is_file() else _new_session(args)
     before = len(session.turns)
     session = _more_turns(args, session, fresh=not known.is_file())
+    session = _with_loras(args, session, before)
     done = {number: _load_turn(folder, number, start) for number in range(before)}
 
     model = common.load_model(args)
@@ -150,6 +156,23 @@ def _more_turns(args: argparse.Namespace, session: Session, *, fresh: bool) -> S
     return session
 
 
+def _with_loras(args: argparse.Namespace, session: Session, before: int) -> Session:
+    """The session with the LoRAs of its new turns, and those in `args` for the model.
+
+    New turns take --lora; without it those of the turn that the first of them redoes or starts from.
+    """
+    from dataclasses import replace
+
+    first = session.turns[before]
+    like = args.redo - 1 if args.redo is not None else first.parent
+    if not args.loras and not args.no_loras and like is not None:
+        made = f"turn {like + 1} of {args.folder}"
+        args.loras = recorded.find_files(session.turns[like].loras, made, Path(args.folder), args.model)
+    loras = recorded.fingerprinted(args.loras)
+    new = tuple(replace(turn, loras=loras) for turn in session.turns[before:])
+    return replace(session, turns=(*session.turns[:before], *new))
+
+
 def _place(folder: Path, number: int, suffix: str) -> Path:
     return folder / f"turn-{number + 1:03d}{suffix}"
 
@@ -205,6 +228,7 @@ def _as_json(folder: Path, session: Session, results: dict, drift: list, number:
         "instruction": turn.instruction,
         "from": 0 if turn.parent is None else turn.parent + 1,
         "seed": turn.seed,
+        "loras": [[name, strength] for name, strength, _ in turn.loras],
         "output": str(_place(folder, number, ".png")),
         "seconds": {key: round(value, 4) for key, value in results[number].seconds.items()},
         "drift": json.loads(to_json([drift[number]]))[0],

@@ -175,7 +175,12 @@ def _save(
     config: TrainConfig, module: nn.Module, layers: dict[str, LoraLinear], folder: Path, world: parallel.World
 ) -> Path:
     """Write lora.safetensors or transformer.safetensors; every process gathers, the first one writes."""
-    metadata = {"format": "pt", "method": config.method, "base": Path(config.model).name, "steps": str(config.steps)}
+    metadata = {
+        "format": "pt",
+        "method": config.method,
+        "base": Path(config.model).name,
+        "steps": str(config.steps),
+    }
     if config.method == "lora":
         output = folder / "lora.safetensors"
         for layer in layers.values():
