@@ -1,7 +1,8 @@
 """What each quantisation costs: `python benchmarks/quantised_error.py [--json] [--model PATH]`.
 
 One velocity of the transformer from packed weights against the same in float32 from the unquantised file, as a
-relative error, ours beside diffusers' for the GGUF types that it reads. Without --model, on a random transformer
+relative error, ours beside diffusers' for the GGUF types that it reads and ComfyUI's own loader for scaled
+float8. Without --model, on a random transformer
 of the published width with one double- and two single-stream blocks; with it, on that file (kontext-tiny's too).
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import peers  # noqa: E402
 import torch  # noqa: E402
 
 from kontext_core import latents  # noqa: E402
@@ -27,6 +29,7 @@ from kontext_core.weights.load import load_transformer  # noqa: E402
 from kontext_core.weights.quantize import quantize_file  # noqa: E402
 from kontext_core.weights.safetensors_file import write_safetensors  # noqa: E402
 
+SIDE = 8  # tokens a side of the target, and of the context
 KINDS = ("bf16", "fp8_scaled", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
 
@@ -53,9 +56,9 @@ def inputs(params: TransformerParams) -> dict[str, torch.Tensor]:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    target, context = latents.position_ids(16, 16), latents.position_ids(16, 16, index=1)
+    target, context = (latents.position_ids(2 * SIDE, 2 * SIDE, index=index) for index in (0, 1))
     return {
-        "img": random(1, 128, params.in_channels),
+        "img": random(1, 2 * SIDE * SIDE, params.in_channels),
         "img_ids": torch.cat((target, context)),
         "txt": random(1, 32, params.context_in_dim),
         "txt_ids": torch.zeros(32, 3),
@@ -66,7 +69,9 @@ def inputs(params: TransformerParams) -> dict[str, torch.Tensor]:
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a.float() - b).norm() / b.norm()).item()
+    """Of the target's tokens, the first ones."""
+    a, b = a[:, : SIDE * SIDE].float(), b[:, : SIDE * SIDE]
+    return ((a - b).norm() / b.norm()).item()
 
 
 @torch.inference_mode()
@@ -96,6 +101,32 @@ def diffusers_error(path: Path, config: Path, arguments: dict, exact: torch.Tens
 
 
 @torch.inference_mode()
+def comfyui_error(path: Path, arguments: dict, exact: torch.Tensor) -> float | None:
+    """The same safetensors file through ComfyUI's own loader, computing in float32; None where it is not there."""
+    if not peers.import_comfyui("--fp32-unet"):
+        return None
+    import comfy.model_management
+    import comfy.sd
+
+    patcher = comfy.sd.load_diffusion_model(str(path))
+    comfy.model_management.load_model_gpu(patcher)
+    cells = arguments["img"].shape[1] // 2
+    tokens = arguments["img"].split(cells, dim=1)
+    target, context = (latents.unpack(part, 2 * SIDE, 2 * SIDE) for part in tokens)
+    out = patcher.model.diffusion_model(
+        target,
+        timestep=arguments["timesteps"],
+        context=arguments["txt"],
+        y=arguments["y"],
+        guidance=arguments["guidance"],
+        ref_latents=[context],
+        transformer_options={},
+    )
+    del patcher
+    return relative(latents.pack(out.float()), exact)
+
+
+@torch.inference_mode()
 def measure(source: Path, folder: Path, kinds: Sequence[str]) -> list[dict]:
     exact_model = load_transformer(source, dtype=torch.float32)
     arguments = inputs(exact_model.params)
@@ -120,7 +151,9 @@ def measure(source: Path, folder: Path, kinds: Sequence[str]) -> list[dict]:
         seconds = time.perf_counter() - started
         row = {"kind": kind, "bytes": path.stat().st_size, "seconds_to_write": seconds}
         row["ours"] = relative(load_transformer(path, dtype=torch.float32)(**arguments), exact)
-        row["diffusers"] = None
+        row["diffusers"] = row["comfyui"] = None
+        if kind == "fp8_scaled" and published:
+            row["comfyui"] = comfyui_error(path, arguments, exact)
         if gguf and published:  # diffusers splits fused layers at the published width only
             row["diffusers"] = diffusers_error(path, config, arguments, exact)
         path.unlink()
@@ -145,10 +178,10 @@ def main() -> None:
         rows = measure(source, folder, args.kinds)
     if args.json:
         return print(json.dumps(rows))
-    print(f"{'':12}{'MB':>8}{'ours':>10}{'diffusers':>11}   relative error of a velocity")
+    print(f"{'':12}{'MB':>8}{'ours':>10}{'diffusers':>11}{'ComfyUI':>10}   relative error of a velocity")
     for row in rows:
-        theirs = "" if row.get("diffusers") is None else f"{row['diffusers']:.5f}"
-        print(f"{row['kind']:12}{row['bytes'] / 1e6:8.1f}{row['ours']:10.5f}{theirs:>11}")
+        theirs = ["" if row.get(name) is None else f"{row[name]:.5f}" for name in ("diffusers", "comfyui")]
+        print(f"{row['kind']:12}{row['bytes'] / 1e6:8.1f}{row['ours']:10.5f}{theirs[0]:>11}{theirs[1]:>10}")
 
 
 if __name__ == "__main__":
