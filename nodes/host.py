@@ -120,13 +120,19 @@ def find_file(kind: str, name: str) -> Path:
 
 
 def fingerprint(kind: str, name: str) -> str:
-    """Changes when the file behind a name does, so that the host loads it again.
+    """Changes when the file behind a name does, or one of its shards, so that the host loads it again.
 
     A digest, because the host writes it into the metadata of saved pictures, where a path is nobody's business.
     """
     path = find_file(kind, name)
-    status = os.stat(path)
-    return hashlib.sha256(f"{path}\n{status.st_mtime_ns}\n{status.st_size}".encode()).hexdigest()[:16]
+    files = [path]
+    if path.is_dir() or path.name.endswith(INDEX):
+        files += sorted((path if path.is_dir() else path.parent).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        status = os.stat(file)
+        digest.update(f"{file}\n{status.st_mtime_ns}\n{status.st_size}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def load_model(name: str, weight_dtype: str = "default"):

@@ -90,10 +90,12 @@ def train_autoencoder(
     batch: int,
     seconds: float | None,
     warm: bool = False,
+    held_out: int = 60,
 ) -> None:
     """Train, normalise the latents, train briefly again; writes ae.safetensors.
 
     Args:
+        pool: pictures to train on; held_out: pictures of the validation split that the log's PSNR is measured on.
         warm: start from the bundled weights, at half the rate: the latents stay near what they were.
     """
     torch.manual_seed(0)
@@ -121,10 +123,10 @@ def train_autoencoder(
     )
     task = AutoencoderTask(module, draw, AutoencoderLoss(), DTYPE)
     train(task, first, folder / "first", stop_after_seconds=seconds)
-    held_out = picture_pool(60, "val").float() / 127.5 - 1
-    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, held_out))
+    unseen = picture_pool(held_out, "val").float() / 127.5 - 1
+    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
     normalise_latents(module, pictures[:256].float() / 127.5 - 1)
-    log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, held_out))
+    log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, unseen))
     second = LoopConfig(
         steps=finish_steps,
         batch=batch // 2,
@@ -144,7 +146,7 @@ def train_autoencoder(
         folder / "finish",
         stop_after_seconds=seconds,
     )
-    log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, held_out))
+    log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
     save_weights(folder / "ae.safetensors", module.state_dict())
 
 
@@ -225,18 +227,36 @@ def train_flow(
     train(task, config, folder, stop_after_seconds=seconds)
 
 
-def trained(runs: Path, *, warm: bool) -> tuple[KontextModule, tuple[Tensor, Tensor]]:
-    """The teacher of the later stages: the bundled weights if `warm`, else the averages of the flow stage; and the
-    empty prompt's ids. A finished or begun guidance stage comes before the flow's.
+def last_stage(runs: Path) -> Path:
+    """The folder of the guidance stage where there is one, else of the flow's.
 
     Raises:
-        ValueError: no such stage was run.
+        ValueError: the guidance stage was begun and not finished.
+    """
+    found = load_checkpoint(runs / "guidance" / "checkpoint")
+    if found is None:
+        return runs / "flow"
+    step, steps = found[1]["step"], found[1]["config"]["steps"]
+    if step < steps:
+        raise ValueError(
+            f"{runs / 'guidance'} stands at step {step} of {steps}: run the guidance stage to its end, or move it away "
+            "to go on with the flow's weights"
+        )
+    return runs / "guidance"
+
+
+def trained(runs: Path, *, warm: bool) -> tuple[KontextModule, tuple[Tensor, Tensor]]:
+    """The teacher of the later stages: the bundled weights if `warm`, else the averages of the flow stage; and the
+    empty prompt's ids. A guidance stage comes before the flow's.
+
+    Raises:
+        ValueError: no such stage was run, or the guidance stage was begun and not finished.
     """
     module, empty = build_module()
     if warm:
         load_bundled(module)
         return module, empty
-    found = load_checkpoint(runs / "guidance" / "checkpoint") or load_checkpoint(runs / "flow" / "checkpoint")
+    found = load_checkpoint(last_stage(runs) / "checkpoint")
     if found is None:
         raise ValueError(
             f"no checkpoint in {runs}: run the flow stage first, or start from the bundled --warm"
@@ -431,9 +451,7 @@ def main() -> None:
         )
         log.info("finished: %s" if students.finished else "to be gone on with: %s", students.ladd)
     else:
-        guided = args.runs / "guidance"
-        done = load_checkpoint(guided / "checkpoint") is not None
-        export(args.runs, args.to, flow=guided if done else args.runs / "flow")
+        export(args.runs, args.to, flow=last_stage(args.runs))
         student = args.runs / "distill" / "ladd.safetensors"
         if student.exists():
             weights = load_file(student)

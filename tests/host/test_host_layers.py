@@ -73,3 +73,7 @@ def test_a_diffusers_folder_in_shards_is_one_entry_of_the_list_and_loads(result)
     assert result["lists"]["shards"] > 1
     assert result["lists"]["sharded"] == ["diffusion_pytorch_model.safetensors.index.json"]
     assert result["lists"]["difference"] == 0
+
+
+def test_a_shard_that_is_replaced_is_loaded_again_and_nothing_else_is(result):
+    assert result["lists"]["seen to change"] == [True, True, False]

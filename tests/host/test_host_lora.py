@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from kontext_core.models.lora import lora_patch, save_lora
 from kontext_core.models.lora_apply import patch_state
+from kontext_core.training.lora import add_lora, save_trained_lora
+from kontext_core.weights.load import load_transformer
 from kontext_core.weights.lora_file import load_lora
 
 LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.0", "single_blocks.1.linear1")
@@ -27,6 +29,21 @@ def lora(host, tiny) -> str:
         patches.append(lora_patch(layer, down, up, alpha=4.0))
     save_lora(host.put_model("loras", "strong.safetensors"), patches)
     return "strong.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(host, tiny) -> str:
+    """A LoRA as the trainer saves it, its layers moved away from the nothing they begin as."""
+    network = load_transformer(
+        host.put_model("diffusion_models", tiny["diffusion_models"]), dtype=torch.float32
+    )
+    layers = add_lora(network, rank=4, alpha=8, targets="all")
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.up.copy_(torch.randn(layer.up.shape, generator=generator) * 0.1)
+    save_trained_lora(host.put_model("loras", "trained.safetensors"), layers)
+    return "trained.safetensors"
 
 
 def with_lora(workflow: dict, node: str, **inputs) -> dict:
@@ -59,6 +76,21 @@ def test_a_lora_gives_what_its_weights_give_and_what_the_hosts_own_loader_gives(
     workflow = edit_workflow()
     workflow["model"]["inputs"]["model"] = "merged.safetensors"
     assert pixels(host, workflow) == ours
+
+
+def test_a_trained_lora_is_read_by_the_hosts_own_loader(host, tiny, trained, edit_workflow):
+    native = pixels(
+        host, with_lora(edit_workflow(), "LoraLoaderModelOnly", lora_name=trained, strength_model=0.6)
+    )
+    state = load_file(host.put_model("diffusion_models", tiny["diffusion_models"]))
+    merged, _ = patch_state(state, [(load_lora(host.put_model("loras", trained)), 0.6)])
+    save_file(merged, host.put_model("diffusion_models", "merged.safetensors"))
+    workflow = edit_workflow()
+    workflow["model"]["inputs"]["model"] = "merged.safetensors"
+    expected = pixels(host, workflow)
+    assert expected != pixels(host, edit_workflow())
+    difference = np.frombuffer(expected, np.uint8).astype(int) - np.frombuffer(native, np.uint8)
+    assert np.abs(difference).max() <= 1
 
 
 def test_strength_zero_changes_nothing_and_the_report_names_what_did_not_match(host, lora, edit_workflow):

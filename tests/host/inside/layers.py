@@ -5,6 +5,7 @@ Argument: a folder to write in.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pack
@@ -184,7 +185,11 @@ def lists_case() -> dict:
     stored = host.load_model("c.gguf").model.diffusion_model.get_submodule(QKV).weight.dtype
     shards = len(list((FOLDER / "sharded").glob("*-of-*.safetensors")))
     index = next(name for name in names if name.startswith("sharded"))
+    before = [host.fingerprint("diffusion_models", name) for name in (index, index, "c.gguf")]
+    os.utime(next(iter((FOLDER / "sharded").glob("*-of-*.safetensors"))), (1, 1))
+    after = [host.fingerprint("diffusion_models", name) for name in (index, index, "c.gguf")]
     return {
+        "seen to change": [a != b for a, b in zip(before, after, strict=True)],
         "listed": [name for name in ("a.safetensors", "c.gguf") if name in names],
         "stored": str(stored),
         "shards": shards,

@@ -1,0 +1,114 @@
+"""The recipe of kontext-tiny in two minutes: its own stages on eight edits, a small transformer, and what it learnt.
+
+The autoencoder goes on from the bundled weights; transformer and text encoders begin with nothing. Eight edits can be
+learnt by heart, so nearly all must come out right, scored on pictures as the benchmark does. What is held to: the last
+losses, the share of edits done and kept, and that a model which saw none of it does none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kontext_core.models.transformer import TransformerParams
+from kontext_core.tiny import recipe
+from kontext_core.tiny.bench import run_bench
+from kontext_core.tiny.editor import model_editor
+from kontext_core.tiny.encode import ShardJob, encode_world
+from kontext_core.training.checkpoint import save_checkpoint
+from kontext_core.training.flow import FlowConfig
+from kontext_core.training.loop import LoopConfig
+from kontext_core.weights.load import load_model
+
+CATEGORIES, EACH = ("local", "global"), 4
+LOSS, RATE = 0.25, 0.75  # of the last steps, at most; of the edits, at least
+SMALL = TransformerParams(
+    vec_in_dim=128,
+    context_in_dim=192,
+    hidden_size=128,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=2,
+    axes_dim=(8, 28, 28),
+)
+LOOP = LoopConfig(
+    steps=400,
+    batch=8,
+    lr=2e-3,
+    muon_lr=4e-3,
+    warmup=20,
+    schedule="stable",
+    ema=0.97,
+    checkpoint_every=10_000,
+    log_every=20,
+)
+
+
+def right(folder: Path) -> dict[str, float]:
+    """Done and kept, by category, of the edits that are trained on."""
+    editor = model_editor(load_model(folder), num_steps=8)
+    report = run_bench(editor, split="train", count=EACH, categories=CATEGORIES, batch=2 * EACH)
+    return {name: row["both"] for name, row in report.summary["categories"].items()}
+
+
+@pytest.mark.timeout(900)
+def test_two_minutes_of_the_recipe_learn_eight_edits(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "TRANSFORMER", SMALL)
+    monkeypatch.setattr(recipe, "SUPERVISED", 1)
+    runs, model = tmp_path / "runs", tmp_path / "model"
+    autoencoder = runs / "autoencoder"
+    recipe.train_autoencoder(
+        autoencoder, steps=2, finish_steps=1, pool=24, batch=4, seconds=None, warm=True, held_out=8
+    )
+    module = recipe.Autoencoder(recipe.AUTOENCODER)
+    module.load_state_dict(recipe.load_file(autoencoder / "ae.safetensors"))
+    held_out = recipe.picture_pool(8, "val").float() / 127.5 - 1
+    assert recipe.reconstruction_psnr(module, held_out) > 27
+
+    jobs = [ShardJob(split="train", category=name, start=0, count=EACH) for name in CATEGORIES]
+    encode_world(jobs, autoencoder / "ae.safetensors", recipe.ASSETS, runs / "latents", 1)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(recipe.ASSETS / name, model / name)
+
+    def train(loop: LoopConfig) -> None:
+        recipe.train_flow(
+            runs / "flow",
+            runs / "latents",
+            loop,
+            FlowConfig(changed_weight=2.0, caption_dropout=0.0),
+            compile_blocks=False,
+            square=True,
+            categories=(),
+            seconds=None,
+        )
+        recipe.export(runs, model, flow=runs / "flow")
+
+    train(LoopConfig(steps=1, batch=8, lr=1e-4, checkpoint_every=1, log_every=1))
+    assert max(right(model).values()) == 0  # noise: the scorer gives nothing away
+    shutil.rmtree(runs / "flow")
+
+    train(LOOP)
+    rows = [json.loads(line) for line in (runs / "flow" / "log.jsonl").read_text().splitlines()]
+    losses = torch.tensor([row["loss"] for row in rows])
+    assert losses[0] > 1 and losses[-3:].mean() < LOSS
+    assert sum(right(model).values()) / len(CATEGORIES) >= RATE
+
+
+def test_a_guidance_stage_that_is_not_finished_is_not_taken_for_the_model(tmp_path):
+    def begin(stage: str, step: int) -> None:
+        state = {"step": step, "config": {"steps": 4}}
+        save_checkpoint(tmp_path / stage / "checkpoint", {"weights": {"a": torch.zeros(1)}}, state)
+
+    with pytest.raises(ValueError, match="run the flow stage first"):
+        recipe.trained(tmp_path, warm=False)
+    begin("flow", 2)
+    assert recipe.last_stage(tmp_path) == tmp_path / "flow"
+    begin("guidance", 3)
+    with pytest.raises(ValueError, match="step 3 of 4: run the guidance stage to its end"):
+        recipe.trained(tmp_path, warm=False)
+    begin("guidance", 4)
+    assert recipe.last_stage(tmp_path) == tmp_path / "guidance"
