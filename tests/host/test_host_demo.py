@@ -59,8 +59,8 @@ def test_what_was_asked_for_is_seen(edited, truth):
 def test_the_rest_stays(edited, truth):
     outside = ~truth.change_mask
     error = np.square(edited - truth.context)[outside].mean()
-    # The autoencoder alone comes to about 28 dB; 20 dB is where a person begins to see a difference at this size.
-    assert 10 * np.log10(255**2 / error) > 20
+    # 30.4 dB when this was written; the autoencoder alone comes to about 33 dB.
+    assert 10 * np.log10(255**2 / error) > 28
 
 
 def test_the_node_gives_what_the_core_gives(edited):
