@@ -13,6 +13,7 @@ import comfy.sd
 import node_helpers
 from torch import Tensor
 
+from . import host_cache
 from .host_clip import HostTokenizer
 
 logger = logging.getLogger("kontext")
@@ -33,7 +34,7 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, text_length: int = 0) -> tuple
     options = {"t5xxl_min_length": text_length} if text_length else {}
     tokens = clip.tokenize(text, disable_weights=True, tokenizer_options=options)
     warnings = clip.tokenizer.warnings(text) if isinstance(clip.tokenizer, HostTokenizer) else []
-    return clip.encode_from_tokens_scheduled(tokens), warnings
+    return host_cache.encode_tokens(clip, tokens), warnings
 
 
 def with_values(conditioning: list, values: dict) -> list:
@@ -48,8 +49,8 @@ def with_reference(conditioning: list, latent: Tensor, convention: str) -> list:
 
 
 def encode(vae: comfy.sd.VAE, image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, 3) -> raw latent (B, 16, h, w)."""
-    return vae.encode(image[..., :3])
+    """IMAGE (B, H, W, 3) -> raw latent (B, 16, h, w), each picture once."""
+    return host_cache.encode_pictures(vae, image[..., :3])
 
 
 def decode(vae: comfy.sd.VAE, latent: Tensor) -> Tensor:
