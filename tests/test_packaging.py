@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import dev
 import kontext_core
 
 ROOT = Path(__file__).parents[1]
@@ -79,3 +80,21 @@ def test_a_page_of_the_readme_names_only_files_that_exist():
             else None
         )
         assert path is None or path.exists(), path
+
+
+@pytest.mark.parametrize(
+    "torch", ["torch", "torch>=2.5", "Torch ~= 2.1 ; python_version > '3'", "torch[opt]"]
+)
+def test_another_comfyui_never_brings_another_torch(tmp_path, torch):
+    listed = [
+        "--extra-index-url https://example.invalid",
+        torch,
+        "torchvision",
+        "# torchaudio",
+        "torchsde",
+        "av>=16",
+    ]
+    (tmp_path / "requirements.txt").write_text("\n".join([*listed, ""]))
+    assert dev.wants_of(tmp_path) == (["torchsde", "av>=16"], False)
+    (tmp_path / "requirements.txt").write_text("torchaudio>=2\n")
+    assert dev.wants_of(tmp_path) == ([], True)
