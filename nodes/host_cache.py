@@ -66,11 +66,15 @@ def _kept_by(owner: Any, name: str) -> tuple[ContentCache, Hashable] | None:
     network, patcher = getattr(owner, name, None), getattr(owner, "patcher", None)
     if not isinstance(network, nn.Module) or getattr(patcher, "patches_uuid", None) is None:
         return None
-    changed = ("object_patches", "hook_patches", "forced_hooks", "wrappers", "weight_wrapper_patches")
+    changed = ("hook_patches", "forced_hooks", "wrappers", "weight_wrapper_patches")
     if any(_has_any(getattr(patcher, part, None)) for part in changed):
         return None
+    # Settings in a method's place are told apart (0.33 says there which dtype it casts to); methods are not.
+    settings = sorted((getattr(patcher, "object_patches", None) or {}).items())
+    if not all(isinstance(value, (torch.dtype, bool, int, float, str)) for _, value in settings):
+        return None
     cache = _CACHES.setdefault(network, ContentCache())
-    return cache, (type(owner), patcher.patches_uuid, fingerprint(network))
+    return cache, (type(owner), patcher.patches_uuid, tuple(settings), fingerprint(network))
 
 
 def _has_any(part: Any) -> bool:
