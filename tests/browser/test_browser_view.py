@@ -10,10 +10,6 @@ EVIL = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
 @pytest.fixture(scope="module")
 def edited(tab):
     """The tab after one edit whose prompt is an attack."""
-    if tab.rendering == "nodes2":
-        pytest.skip(
-            "open: after a run no before/after is found on the page in Nodes 2.0; see docs/browser.md"
-        )
     tab.graph(prompt=f"{EVIL} make her hair red", steps=3, fit="crop")
     tab.page.wait_for_selector(".kontext-chip", timeout=30_000)
     assert tab.run() == "execution_success"
@@ -39,6 +35,24 @@ def test_size_tokens_and_memory_are_said_before_a_run(edited):
     assert any("tokens" in chip for chip in chips)
     assert any(chip.endswith(("MB", "GB")) for chip in chips)
     assert any(chip.startswith("crops") for chip in chips)
+
+
+def test_a_run_that_the_host_had_in_its_cache_is_shown_in_another_tab(edited):
+    """Everything is there already, so the host says nothing of the edit: its history does."""
+    page = edited.page.context.new_page()
+    other = type(edited)(page, edited.tiny, edited.rendering).open(edited.page.url.split("#")[0])
+    try:
+        other.graph(prompt=f"{EVIL} make her hair red", steps=3, fit="crop")
+        heard = "window.heard = 0; window.comfyAPI.api.api.addEventListener('executed', (event) => "
+        other.eval(heard + "{ window.heard += event.detail.output?.kontext ? 1 : 0; })")
+        assert other.run() == "execution_success"
+        page.wait_for_selector(".kontext-handle:visible", timeout=30_000)
+        caption = page.locator(".kontext-stage .kontext-caption").first.inner_text()
+        assert "421 × 301" in caption
+        assert other.eval("window.heard") == 0, "the edit ran again: this shows nothing"
+        assert other.errors == []
+    finally:
+        page.close()
 
 
 def test_what_kontext_may_misread_is_said(edited):

@@ -7,9 +7,11 @@
  *   paint, mask        a mask painted over them, and its way into the graph
  *   panel              what a node of ours shows; help: presets and quotes; training: the loss and samples
  *   progress, trouble  the host's messages while something runs
+ *   cached             what the host did not need to run again
  *   turns_store, turns the sidebar
  */
 
+import { followCached } from "./cached.js";
 import { loadStyle } from "./dom.js";
 import { api, app, findNode } from "./host.js";
 import { attach, panelOf, watch } from "./panel.js";
@@ -36,6 +38,7 @@ function showResults({ detail }) {
   if (!Array.isArray(entries) || !entries.length) return;
   const shown = panelOf(findNode(detail.display_node ?? detail.node));
   if (shown?.fresh) [shown.results, shown.fresh] = [[], false];
+  if (shown) shown.heard = true;
   shown?.setResults(entries);
   shown?.learn(entries[0]);
   for (const entry of entries) {
@@ -54,6 +57,7 @@ app.registerExtension({
     loadStyle();
     await loadWords();
     api.addEventListener("executed", showResults);
+    followCached();
     followProgress();
     followTrouble();
     followTraining(panelOf);

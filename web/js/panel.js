@@ -167,6 +167,7 @@ class Panel {
   /** A run begins: forget what the last one said. */
   begin() {
     this.setMark(null);
+    this.heard = false; // whether this run gave a result of this node
     if (this.node.comfyClass === "KontextTurns") this.fresh = true;
   }
 
