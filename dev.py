@@ -188,7 +188,6 @@ def wants_of(comfyui: Path) -> tuple[list[str], bool]:
     text = (comfyui / "requirements.txt").read_text(encoding="utf-8")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("-")]
-
     wanted = [line for line in lines if package_of(line) not in TORCH_PARTS]
     return wanted, "torchaudio" in map(package_of, lines)
 

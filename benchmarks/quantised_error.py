@@ -1,9 +1,9 @@
 """What each quantisation costs: `python benchmarks/quantised_error.py [--json] [--model PATH]`.
 
 One velocity of the transformer from packed weights against the same in float32 from the unquantised file, as a
-relative error, ours beside diffusers' for the GGUF types that it reads and ComfyUI's own loader for scaled
-float8. Without --model, on a random transformer
-of the published width with one double- and two single-stream blocks; with it, on that file (kontext-tiny's too).
+relative error, ours beside diffusers' for the GGUF types that it reads and ComfyUI's own loader for scaled float8.
+Without --model, on a random transformer of the published width with one double- and two single-stream blocks;
+with it, on that file (kontext-tiny's too).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def inputs(params: TransformerParams) -> dict[str, torch.Tensor]:
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of the target's tokens, the first ones."""
+    """‖a − b‖/‖b‖ over the target's tokens, the first SIDE² of (B, N, C)."""
     a, b = a[:, : SIDE * SIDE].float(), b[:, : SIDE * SIDE]
     return ((a - b).norm() / b.norm()).item()
 
@@ -110,8 +110,7 @@ def comfyui_error(path: Path, arguments: dict, exact: torch.Tensor) -> float | N
 
     patcher = comfy.sd.load_diffusion_model(str(path))
     comfy.model_management.load_model_gpu(patcher)
-    cells = arguments["img"].shape[1] // 2
-    tokens = arguments["img"].split(cells, dim=1)
+    tokens = arguments["img"].split(SIDE * SIDE, dim=1)
     target, context = (latents.unpack(part, 2 * SIDE, 2 * SIDE) for part in tokens)
     out = patcher.model.diffusion_model(
         target,
@@ -122,7 +121,6 @@ def comfyui_error(path: Path, arguments: dict, exact: torch.Tensor) -> float | N
         ref_latents=[context],
         transformer_options={},
     )
-    del patcher
     return relative(latents.pack(out.float()), exact)
 
 

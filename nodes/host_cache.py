@@ -4,6 +4,9 @@ What is kept belongs to the network, goes with it, and is bounded in memory. A k
 made of: the tokens or the pixels of one sample, the settings of the CLIP or VAE, the host's mark of its patches
 (LoRAs), and a fingerprint of the weights as they are. A CLIP or VAE with hooks or patched methods is asked every time.
 
+A limit: the host's weights are inference tensors, whose writes PyTorch does not count. A write in place that goes past
+the host's patches is noticed by `_SAMPLES` values of each weight, and missed where it changes none of them.
+
 Source: Comfy-Org/ComfyUI comfy/sd.py `CLIP`, `VAE`; comfy/model_patcher.py `patches_uuid`.
 """
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +42,7 @@ from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
 from ..training.supervision import TokenClassifier
 from . import world
+from .configs import write_text_configs
 from .distill import LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
 from .labels import CLASSES
@@ -313,51 +313,7 @@ def export(runs: Path, destination: Path, *, flow: Path) -> None:
         {"format": "pt"},
     )
     module, _ = build_module()
-    _write_configs(destination, module)
-
-
-def _write_configs(destination: Path, module: KontextModule) -> None:
-    """config.json of both text encoders, as transformers writes them."""
-    t5, clip = module.t5.params, module.clip.params
-    (destination / "text_encoder_2" / "config.json").write_text(
-        json.dumps(
-            {
-                "architectures": ["T5EncoderModel"],
-                "model_type": "t5",
-                "vocab_size": t5.vocab_size,
-                "d_model": t5.d_model,
-                "d_kv": t5.d_kv,
-                "d_ff": t5.d_ff,
-                "num_layers": t5.num_layers,
-                "num_heads": t5.num_heads,
-                "relative_attention_num_buckets": t5.relative_attention_num_buckets,
-                "relative_attention_max_distance": t5.relative_attention_max_distance,
-                "layer_norm_epsilon": t5.eps,
-                "feed_forward_proj": "gated-gelu",
-                "is_gated_act": True,
-                "dense_act_fn": "gelu_new",
-            },
-            indent=1,
-        )
-    )
-    (destination / "text_encoder" / "config.json").write_text(
-        json.dumps(
-            {
-                "architectures": ["CLIPTextModel"],
-                "model_type": "clip_text_model",
-                "vocab_size": clip.vocab_size,
-                "hidden_size": clip.hidden_size,
-                "intermediate_size": clip.intermediate_size,
-                "num_hidden_layers": clip.num_layers,
-                "num_attention_heads": clip.num_heads,
-                "max_position_embeddings": clip.max_length,
-                "hidden_act": "quick_gelu",
-                "eos_token_id": clip.eos_token_id,
-                "bos_token_id": clip.eos_token_id - 1,
-            },
-            indent=1,
-        )
-    )
+    write_text_configs(destination, module.t5.params, module.clip.params)
 
 
 def main() -> None:

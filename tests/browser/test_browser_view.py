@@ -43,13 +43,15 @@ def test_a_run_that_the_host_had_in_its_cache_is_shown_in_another_tab(edited):
     other = type(edited)(page, edited.tiny, edited.rendering).open(edited.page.url.split("#")[0])
     try:
         other.graph(prompt=f"{EVIL} make her hair red", steps=3, fit="crop")
-        heard = "window.heard = 0; window.comfyAPI.api.api.addEventListener('executed', (event) => "
-        other.eval(heard + "{ window.heard += event.detail.output?.kontext ? 1 : 0; })")
+        other.eval("""() => window.comfyAPI.api.api.addEventListener("execution_cached",
+            (event) => { window.kept = event.detail.nodes.map(String); })""")
         assert other.run() == "execution_success"
         page.wait_for_selector(".kontext-handle:visible", timeout=30_000)
         caption = page.locator(".kontext-stage .kontext-caption").first.inner_text()
         assert "421 × 301" in caption
-        assert other.eval("window.heard") == 0, "the edit ran again: this shows nothing"
+        assert other.eval("window.kept.includes(String(window.edit.id))"), (
+            "the edit ran again: this shows nothing"
+        )
         assert other.errors == []
     finally:
         page.close()

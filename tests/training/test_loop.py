@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kontext_core.models import regional
 from kontext_core.training.loop import LoopConfig, step_generator, train
 
 
@@ -60,8 +61,10 @@ def test_the_time_left_is_that_of_the_steps_left(tmp_path):
         assert row["samples_per_second"] > 0
 
 
+@pytest.mark.skipif(
+    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
+)
 def test_compiled_blocks_train_as_eager_ones(task_of):
-    pytest.importorskip("torch._inductor")
     found = {}
     for compiled in (False, True):
         task = task_of(compile_blocks=compiled)

@@ -24,18 +24,20 @@ export function followCached() {
 
 async function showKept(id) {
   const graph = await graphOf(id);
-  if (!graph) return;
+  // Another workflow may be open by now, and give the number to another node.
   const silent = Object.keys(graph).map((node) => [node, panelOf(findNode(node))])
-    .filter(([, panel]) => panel?.kind.stage && !panel.heard);
+    .filter(([node, panel]) => panel?.kind.stage && !panel.heard && panel.node.comfyClass === graph[node].class_type);
   if (!silent.length) return;
   const runs = Object.values(await fetchHistory(`/history?max_items=${LATEST}`)).reverse();
+  const numbers = new Map();
+  const wanted = signatures(graph, numbers);
+  const known = runs.map(({ prompt }) => [...signatures(prompt?.[2] ?? {}, numbers)]);
   for (const [node, panel] of silent) {
-    const wanted = signature(graph, node);
-    for (const { prompt, outputs, meta } of runs) {
-      const same = new Set(Object.keys(prompt?.[2] ?? {}).filter((other) => signature(prompt[2], other) === wanted));
+    for (const [place, { outputs, meta }] of runs.entries()) {
+      const same = new Set(known[place].filter(([, number]) => number === wanted.get(node)).map(([other]) => other));
       const found = Object.keys(outputs ?? {}).filter((key) => same.has(meta?.[key]?.display_node ?? key))
         .flatMap((key) => outputs[key].kontext ?? []);
-      if (!found.length) continue;
+      if (!found.length || panel.heard) continue;
       panel.results = [];
       panel.setResults(found);
       break;
@@ -50,7 +52,7 @@ async function graphOf(id) {
     if (graph) return graph;
     await new Promise((resolve) => { setTimeout(resolve, PAUSE); });
   }
-  return null;
+  throw new Error(`run ${id} is not in it`);
 }
 
 async function fetchHistory(route) {
@@ -59,18 +61,26 @@ async function fetchHistory(route) {
   return response.json();
 }
 
-/** Everything that a node's result comes from, as text; a picture that was replaced counts by the host's mark of it. */
-function signature(graph, id, known = new Map()) {
-  if (known.has(id)) return known.get(id);
-  known.set(id, "");
-  const node = graph[id];
-  if (!node) return "";
-  const inputs = Object.keys(node.inputs ?? {}).sort().map((name) => {
-    const value = node.inputs[name];
-    const linked = Array.isArray(value) && value.length === 2 && graph[value[0]] !== undefined;
-    return [name, linked ? [signature(graph, String(value[0]), known), value[1]] : value];
-  });
-  const text = JSON.stringify([node.class_type, node.is_changed ?? null, inputs]);
-  known.set(id, text);
-  return text;
+/**
+ * A number for every node of a run, by id: the same for nodes of all runs whose results come from the same values. A
+ * picture that was replaced counts by the host's mark of it. `numbers` maps what was seen to its number.
+ */
+function signatures(graph, numbers) {
+  const known = new Map();
+  const number = (id) => {
+    if (known.has(id)) return known.get(id);
+    known.set(id, -1); // while its inputs are looked at
+    const node = graph[id];
+    const inputs = Object.keys(node.inputs ?? {}).sort().map((name) => {
+      const value = node.inputs[name];
+      const linked = Array.isArray(value) && value.length === 2 && graph[value[0]] !== undefined;
+      return [name, linked ? { from: number(String(value[0])), slot: value[1] } : value];
+    });
+    const text = JSON.stringify([node.class_type, node.is_changed ?? null, inputs]);
+    if (!numbers.has(text)) numbers.set(text, numbers.size);
+    known.set(id, numbers.get(text));
+    return known.get(id);
+  };
+  Object.keys(graph).forEach(number);
+  return known;
 }
