@@ -16,6 +16,7 @@ class KontextExtension(ComfyExtension):
         from .drift import KontextDrift
         from .edit import KontextEdit
         from .estimate import KontextEstimate
+        from .faces import KontextFaceSimilarity
         from .geometry import KontextRestore
         from .guard import KontextGuard
         from .loaders import KontextLoadModel, KontextLoadTextEncoders, KontextLoadVAE
@@ -52,4 +53,5 @@ class KontextExtension(ComfyExtension):
             KontextTrainLora,
             KontextCompare,
             KontextBenchItem,
+            KontextFaceSimilarity,
         ]

@@ -15,7 +15,16 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 SNAPSHOT = TESTS / "snapshots" / "nodes.json"
 SAVED = sorted((TESTS / "saved").glob("*/*.json"))
-FILES = {"model", "t5", "clip", "vae", "lora", "picture"}  # lists of files: whatever lies in the folders
+FILES = {
+    "model",
+    "t5",
+    "clip",
+    "vae",
+    "lora",
+    "picture",
+    "embedder",
+    "detector",
+}  # lists of files: whatever lies in the folders
 
 
 def shape(node: dict) -> dict:
