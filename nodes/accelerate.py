@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..kontext_core.accelerate import Accelerate
-from . import host_accelerate
+from . import host_accelerate, host_compile, host_graph
 from .schema import ADVANCED, CATEGORY, make_schema
 
 
@@ -60,6 +60,15 @@ class KontextAccelerate(io.ComfyNode):
                     tooltip="Steps at the start that are computed in full: they decide the layout.",
                     **ADVANCED,
                 ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Compiles the blocks with torch.compile at the first sampling, which takes from seconds to "
+                    "minutes, and keeps them for every size, prompt and LoRA after it. Pays for large pictures; needs "
+                    "a compiler on this machine.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, accelerated, for any sampler.")
@@ -68,7 +77,7 @@ class KontextAccelerate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, reuse_context, skip_regions, first_block, warmup) -> io.NodeOutput:
+    def execute(cls, model, reuse_context, skip_regions, first_block, warmup, compile=False) -> io.NodeOutput:
         if skip_regions > 0 and reuse_context == 1:
             raise ValueError(
                 "skip_regions leaves tokens out between the steps that reuse_context counts: set reuse_context to 2 or "
@@ -77,4 +86,8 @@ class KontextAccelerate(io.ComfyNode):
         settings = Accelerate(
             every=reuse_context, regions=skip_regions, first_block=first_block, warmup=warmup
         )
-        return io.NodeOutput(host_accelerate.accelerated(model, settings, cls.hidden.unique_id))
+        report = host_graph.Report(cls.hidden.unique_id)
+        model = host_accelerate.accelerated(model, settings, report)
+        if compile:
+            model = host_compile.compiled(model, report)
+        return io.NodeOutput(model)

@@ -32,7 +32,7 @@ KEY = "kontext accelerate"
 MAX_STATES = 4
 
 
-def accelerated(model: Any, settings: Accelerate, node_id: str | None = None) -> Any:
+def accelerated(model: Any, settings: Accelerate, report: host_graph.Report | None = None) -> Any:
     """A clone of MODEL that skips work between steps; the same clone's plain self when nothing is to be skipped.
 
     Raises:
@@ -46,7 +46,7 @@ def accelerated(model: Any, settings: Accelerate, node_id: str | None = None) ->
     model.remove_wrappers_with_key(kinds.OUTER_SAMPLE, KEY)
     model.remove_wrappers_with_key(kinds.DIFFUSION_MODEL, KEY)
     if not settings.off:
-        sampling = _Sampling(settings, node_id)
+        sampling = _Sampling(settings, report)
         model.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, sampling.outer)
         model.add_wrapper_with_key(kinds.DIFFUSION_MODEL, KEY, sampling.evaluate)
     return model
@@ -55,8 +55,8 @@ def accelerated(model: Any, settings: Accelerate, node_id: str | None = None) ->
 class _Sampling:
     """The states of one sampling at a time, by the conditions they are for."""
 
-    def __init__(self, settings: Accelerate, node_id: str | None) -> None:
-        self.settings, self.node_id = settings, node_id
+    def __init__(self, settings: Accelerate, report: host_graph.Report | None) -> None:
+        self.settings, self.report = settings, report
         self.running = False
         self.states: dict[Any, tuple[tuple[Tensor | None, ...], Reuse]] = {}
         self.plain = 0
@@ -75,8 +75,8 @@ class _Sampling:
                     f"{self.plain} evaluations in full: references with strength, mask or steps of their own"
                 )
             logger.info("accelerated: %s", "; ".join(lines))
-            if self.node_id is not None:
-                host_graph.tell(self.node_id, lines)
+            if self.report is not None:
+                self.report.say(KEY, lines)
             return result
         finally:
             self.running, self.states = False, {}

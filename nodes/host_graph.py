@@ -74,6 +74,18 @@ def tell(node_id: str | None, lines: list[str]) -> None:
         server.send_progress_text("\n".join(lines), node_id)
 
 
+class Report:
+    """What several parts have to say under one node: each replaces its own lines only."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._lines: dict[str, list[str]] = {}
+
+    def say(self, part: str, lines: list[str]) -> None:
+        self._lines[part] = lines
+        tell(self._node_id, [line for some in self._lines.values() for line in some])
+
+
 def check_finite(tensor: Tensor, what: str) -> None:
     """Stop before a black picture.
 

@@ -7,10 +7,10 @@ are symbolic from the first call on: another picture size, prompt or set of weig
 from __future__ import annotations
 
 import logging
-import time
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from .transformer import Flux
 
@@ -47,6 +47,28 @@ def compile_blocks(transformer: Flux) -> bool:
     return True
 
 
+class CompiledBlocks:
+    """`with` it a network's blocks run compiled, and eager again after; what was compiled is kept for the next time.
+
+    Any network with `double_blocks` and `single_blocks` will do, ours or another implementation's.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._blocks = (*network.double_blocks, *network.single_blocks)
+        self._compiled = [torch.compile(block._call_impl, dynamic=True) for block in self._blocks]
+        self._before: list = []
+
+    def __enter__(self) -> CompiledBlocks:
+        self._before = [block._compiled_call_impl for block in self._blocks]
+        for block, compiled in zip(self._blocks, self._compiled, strict=True):
+            block._compiled_call_impl = compiled
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for block, before in zip(self._blocks, self._before, strict=True):
+            block._compiled_call_impl = before
+
+
 def is_compiled(transformer: Flux) -> bool:
     """Whether `compile_blocks` is in effect."""
     blocks = (*transformer.double_blocks, *transformer.single_blocks)
@@ -65,15 +87,16 @@ class CompileClock:
     def __enter__(self) -> CompileClock:
         self.graphs, self.seconds = 0, 0.0
         self._before = _counted()
-        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.graphs = _counted() - self._before
-        self.seconds = time.perf_counter() - self._started
+        graphs, seconds = _counted()
+        self.graphs, self.seconds = graphs - self._before[0], seconds - self._before[1]
 
 
-def _counted() -> int:
-    from torch._dynamo.utils import counters
+def _counted() -> tuple[int, float]:
+    """Graphs made and seconds spent on them since torch was loaded."""
+    from torch._dynamo import utils
 
-    return counters["stats"]["unique_graphs"]
+    times = utils.calculate_time_spent()
+    return utils.counters["stats"]["unique_graphs"], float(times.get("entire_frame_compile", 0.0))
