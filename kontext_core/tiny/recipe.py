@@ -27,7 +27,7 @@ from ..models.clip import ClipParams, ClipTextEncoder
 from ..models.t5 import T5Encoder, T5Params
 from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..models.transformer import Flux, TransformerParams
-from ..training import mixed
+from ..training import mixed, parallel
 from ..training.autoencoder import (
     AutoencoderLoss,
     AutoencoderTask,
@@ -217,14 +217,16 @@ def train_flow(
     seconds: float | None,
     warm: bool = False,
 ) -> None:
-    """Train transformer and text encoders together on the encoded world."""
+    """Train transformer and text encoders together on the encoded world; processes of torchrun share each step."""
+    world = parallel.start()
     module, empty = build_module()
     if warm:
         load_bundled(module)
     data = load_data(latents, square=square, categories=categories)
     log.info("%d examples in %d groups", len(data), len(data.groups))
-    task = FlowTask(module, data, flow, empty=empty, dtype=DTYPE, compile_blocks=compile_blocks)
-    train(task, config, folder, stop_after_seconds=seconds)
+    task = FlowTask(module, data, flow, empty=empty, dtype=DTYPE, compile_blocks=compile_blocks, world=world)
+    train(task, config, folder, stop_after_seconds=seconds, world=world)
+    parallel.stop(world)
 
 
 def last_stage(runs: Path) -> Path:

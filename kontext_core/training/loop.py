@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoint import load_checkpoint, save_checkpoint
 from .ema import Ema
 from .optim import Optimizers, warmup_cosine, warmup_stable_decay
-from .parallel import ALONE, World, full, like
+from .parallel import ALONE, World, average_gradients, full, like
 
 log = logging.getLogger("kontext")
 
@@ -142,6 +142,7 @@ def train(
                 (loss / config.accumulate).backward()
                 total += float(loss.detach()) / config.accumulate
             total = world.mean(total)
+            average_gradients(module.parameters(), world)
             norm = optimizers.clip(config.clip)
             optimizers.step()
             optimizers.zero_grad()

@@ -2,12 +2,15 @@
 
 Parameters are sharded over all processes (`fully_shard`): float32 shards, gathered block by block in the compute
 dtype, gradients reduced in float32. Every process draws the whole micro-batch's noise and takes its own rows, so the
-losses are those of a single process, up to the order of sums. Source: arXiv 2304.11277; pytorch/torchtitan.
+losses are those of a single process, up to the order of sums. A module that is not sharded is held whole by every
+process, and its gradients are averaged: small models on the cores of one machine. Source: arXiv 2304.11277;
+pytorch/torchtitan.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +95,23 @@ def shard(module: nn.Module, world: World, dtype: torch.dtype = torch.bfloat16) 
     for encoder in (module.t5, module.clip):
         if encoder is not None and any(p.requires_grad for p in encoder.parameters()):
             fully_shard(encoder, **options)
+
+
+def average_gradients(parameters: Iterable[Tensor], world: World) -> None:
+    """Replace the gradients of parameters that every process holds whole by their mean over the processes.
+
+    Sharded parameters are left alone: FSDP2 has reduced theirs. Every process must have gradients for the same ones.
+    """
+    if world.size == 1:
+        return
+    whole = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
+    if not whole:
+        return
+    joined = torch.cat([gradient.flatten() for gradient in whole])
+    torch.distributed.all_reduce(joined)
+    joined /= world.size
+    for gradient, mean in zip(whole, joined.split([gradient.numel() for gradient in whole]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Runs under torchrun: a few steps on the shards in a folder; the first process prints losses and norms as JSON.
 
-Arguments: this test folder, the shards' folder, the run's folder, the number of steps.
+Arguments: this test folder, the shards' folder, the run's folder, the number of steps, "sharded" or "whole".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 
-def main(tests: str, shards: str, folder: str, steps: int) -> None:
+def main(tests: str, shards: str, folder: str, steps: int, kind: str) -> None:
     import torch
 
     from kontext_core.training import parallel
@@ -25,7 +25,8 @@ def main(tests: str, shards: str, folder: str, steps: int) -> None:
     world = parallel.start()
     groups = {path.stem: [path] for path in sorted(Path(shards).glob("*.safetensors"))}
     task = small.make_task(groups, world=world, checkpointing=Checkpointing("full"))
-    parallel.shard(task.module, world, torch.float32)
+    if kind == "sharded":
+        parallel.shard(task.module, world, torch.float32)
     losses = []
     config = LoopConfig(
         steps=steps, batch=4, accumulate=2, lr=1e-3, warmup=0, ema=0.9, checkpoint_every=2, log_every=1
@@ -38,4 +39,4 @@ def main(tests: str, shards: str, folder: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    main(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5])
