@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..kontext_core import images
 from ..kontext_core.evaluation.faces import SIDE, FaceDetector, FaceEmbedder, compare_faces
-from . import host_faces, host_graph
+from . import host, host_faces, host_graph
 from .schema import CATEGORY, make_schema
 
 WHOLE = "whole picture"
@@ -61,12 +61,13 @@ class KontextFaceSimilarity(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embedder, detector, **_: object):
-        return host_faces.fingerprint(embedder), host_faces.fingerprint(detector)
+        names = [embedder] if detector == WHOLE else [embedder, detector]
+        return [host.fingerprint(host_faces.FOLDER, name) for name in names]
 
     @classmethod
     def execute(cls, reference, image, embedder, detector) -> io.NodeOutput:
-        network = FaceEmbedder(host_faces.file_of(embedder))
-        finder = None if detector == WHOLE else FaceDetector(host_faces.file_of(detector))
+        network = FaceEmbedder(host.find_file(host_faces.FOLDER, embedder))
+        finder = None if detector == WHOLE else FaceDetector(host.find_file(host_faces.FOLDER, detector))
         start, _ = images.from_comfy(reference)
         pictures, _ = images.from_comfy(image)
         wanted, found = compare_faces(start[:1], pictures, network, finder)

@@ -11,7 +11,7 @@ node of the pack that no earlier workflow had is photographed for its help page.
 photographed as they come.
 
 Run it again whenever the bundled model, a workflow or a node's looks have changed. Those that cannot run yet (few_step
-without a distilled model) are named and left as they are.
+without a distilled model, face_similarity without a face network) are named and left as they are.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def compile_blocks(transformer: Flux) -> bool:
             "not compiled, since this machine has no working compiler for %s: %s", device.type, problem
         )
         return False
-    for block in (*transformer.double_blocks, *transformer.single_blocks):
+    for block in _blocks(transformer):
         if block._compiled_call_impl is None:
             block.compile(dynamic=True)
     return True
@@ -54,7 +54,7 @@ class CompiledBlocks:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._blocks = (*network.double_blocks, *network.single_blocks)
+        self._blocks = _blocks(network)
         self._compiled = [torch.compile(block._call_impl, dynamic=True) for block in self._blocks]
         self._before: list = []
 
@@ -71,14 +71,17 @@ class CompiledBlocks:
 
 def is_compiled(transformer: Flux) -> bool:
     """Whether `compile_blocks` is in effect."""
-    blocks = (*transformer.double_blocks, *transformer.single_blocks)
-    return any(block._compiled_call_impl is not None for block in blocks)
+    return any(block._compiled_call_impl is not None for block in _blocks(transformer))
 
 
 def undo(transformer: Flux) -> None:
     """Back to eager blocks."""
-    for block in (*transformer.double_blocks, *transformer.single_blocks):
+    for block in _blocks(transformer):
         block._compiled_call_impl = None
+
+
+def _blocks(network: nn.Module) -> tuple[nn.Module, ...]:
+    return (*network.double_blocks, *network.single_blocks)
 
 
 class CompileClock:

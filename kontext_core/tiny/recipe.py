@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -337,6 +338,10 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
+    if args.stage != "flow" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error(
+            f"{args.stage} runs in one process: start it without torchrun, which serves the flow stage alone"
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.stage == "autoencoder":
         folder = args.runs / "autoencoder"

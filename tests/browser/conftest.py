@@ -59,6 +59,7 @@ def host(request, comfyui, tmp_path_factory):
     with dev.ComfyServer(*comfyui, base, arguments) as server:
         host = fixtures.Host(server)
         scene().save(base / "input" / "scene.png")
+        fixtures.put_face_network(host)
         yield host
         host.client.close()
 

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -88,6 +91,23 @@ class Host:
         return self.server.log.read_text(encoding="utf-8", errors="replace")
 
 
+def put_face_network(host: Host) -> str:
+    """A network of the published one's name and shape into the server's models: one random layer without a bias."""
+    weight = np.random.default_rng(0).standard_normal((3 * 112 * 112, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path = host.put_model("insightface", "glintr100.onnx")
+    onnx.save(model, str(path))
+    return path.name
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> tuple[Path, Path]:
     """(folder of the ComfyUI, the Python that runs it)."""
@@ -97,10 +117,11 @@ def comfyui() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def host(comfyui, tmp_path_factory) -> Iterator[Host]:
-    """The session's server. Its models folder starts empty: the pack's bundled model is there all the same."""
+    """The session's server. Its models are a face network and what tests put there; the bundled model is there too."""
     base = tmp_path_factory.mktemp("comfyui")
     with dev.ComfyServer(*comfyui, base) as server:
         host = Host(server)
+        put_face_network(host)
         yield host
         host.client.close()
 

@@ -1,4 +1,4 @@
-"""Kontext Face Similarity in a real ComfyUI, on an ONNX network of one random layer."""
+"""Kontext Face Similarity in a real ComfyUI, on the random face network of the fixtures."""
 
 from __future__ import annotations
 
@@ -6,24 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def network(host) -> str:
-    weight = np.random.default_rng(0).standard_normal((3 * 112 * 112, 8)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
-    onnx.save(model, str(host.put_model("insightface", "tiny.onnx")))
-    return "tiny.onnx"
+NETWORK = "glintr100.onnx"
 
 
 def workflow(host, **changes) -> dict:
@@ -42,8 +25,8 @@ def workflow(host, **changes) -> dict:
     }
 
 
-def test_a_picture_is_like_itself_and_its_negative_is_the_opposite(host, network):
-    run = host.run(workflow(host, embedder=network))
+def test_a_picture_is_like_itself_and_its_negative_is_the_opposite(host):
+    run = host.run(workflow(host, embedder=NETWORK))
     outputs = run.history["outputs"]
     # a bias-free layer turns the negative of [-1, 1] into the negative of its numbers
     assert outputs["report"]["text"][0] == "1. similarity 1.000\n2. similarity -1.000"
@@ -51,5 +34,5 @@ def test_a_picture_is_like_itself_and_its_negative_is_the_opposite(host, network
     assert len(outputs["save"]["images"]) == 3
 
 
-def test_a_detector_of_another_kind_is_an_error_in_words(host, network):
-    assert "choose face_detection_yunet" in host.error(workflow(host, embedder=network, detector=network))
+def test_a_detector_of_another_kind_is_an_error_in_words(host):
+    assert "choose face_detection_yunet" in host.error(workflow(host, embedder=NETWORK, detector=NETWORK))

@@ -95,5 +95,4 @@ def test_every_node_of_the_pack_is_in_a_workflow(info):
     ours = {name for name, node in info.items() if node.get("python_module", "").endswith("kontext")}
     ours |= {name for name in info if name.startswith("Kontext")}
     assert len(ours) > 20
-    # it compares faces by networks of the user's: none is bundled that a workflow could run on
-    assert sorted(ours - shown) == ["KontextFaceSimilarity"]
+    assert sorted(ours - shown) == []

@@ -127,6 +127,7 @@ FLOORS = {
     "reproducible": Floor(example=HEART, least={"kept_psnr": 28}),
     "accelerate": Floor(example=HEART, least={"kept_psnr": 28}),
     "drift": Floor(example=HEART, least={"kept_psnr": 28}),
+    "face_similarity": Floor(example=HEART, least={"kept_psnr": 28}),
     "load_record": Floor(example=HEART, least={"kept_psnr": 28}),
     "turns": Floor(example=HEART, least={"kept_psnr": 28}),
     "mixed_native": Floor(example=HEART, least={"kept_psnr": 28}),
