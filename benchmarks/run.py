@@ -3,6 +3,7 @@
 block    one block of the published width beside diffusers, ComfyUI, the reference and its own limit
 host     our MODEL in a real ComfyUI beside a native MODEL of the same weights
 context  what each accelerated mode saves and what it costs in edits done and kept, with kontext-tiny
+many     batches of prompts over one reference and of references over one prompt, per picture
 growth   time, memory and operations against pixels, references, steps and batch, and a plot of them
 start    imports, the command line, the pack, the first and the second edit
 
@@ -23,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-NAMES = ("block", "host", "context", "growth", "start")
+NAMES = ("block", "host", "context", "many", "growth", "start")
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
         print(json.dumps(reports[names[0]] if len(args.names) == 1 else reports))
 
 
-MODULES = {"block": "block", "host": "host_step", "context": "context", "growth": "growth", "start": "start"}
+MODULES = {name: {"host": "host_step"}.get(name, name) for name in NAMES}
 
 
 def _place(args: argparse.Namespace):
@@ -110,6 +111,13 @@ def run_host(args: argparse.Namespace) -> dict:
     )
 
 
+def run_many(args: argparse.Namespace) -> dict:
+    import many
+
+    counts = [1, 2] if args.quick else [1, 2, 4, 8, 16]
+    return many.measure(counts, 1 if args.quick else args.rounds or 5, *_place(args))
+
+
 def run_growth(args: argparse.Namespace) -> dict:
     import growth
 
@@ -127,6 +135,7 @@ RUNNERS = {
     "block": run_block,
     "host": run_host,
     "context": run_context,
+    "many": run_many,
     "growth": run_growth,
     "start": run_start,
 }

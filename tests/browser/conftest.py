@@ -197,8 +197,9 @@ RUN = """() => new Promise((resolve, reject) => {
 
 
 @pytest.fixture(scope="module", params=["classic", "nodes2"])
-def tab(request, chromium, host, tiny):
-    """One tab for a module: opening the front end takes seconds."""
+def tab(request, chromium, host):
+    """One tab for a module: opening the front end takes seconds. Its graphs take the bundled model."""
+    tiny = dict.fromkeys(("diffusion_models", "t5", "clip", "vae"), "kontext-tiny (bundled)")
     context = chromium.new_context(viewport={"width": 1500, "height": 1050})
     context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
     tab = Page(context.new_page(), tiny, request.param).open(host.server.url)

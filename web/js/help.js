@@ -100,10 +100,12 @@ function place(popover, beside) {
 
 /** Put the words that are selected in a prompt between quotation marks that do not occur in them. */
 export function quoteSelection(node, name) {
-  const field = widget(node, name)?.inputEl ?? widget(node, name)?.element ?? document.querySelector(
-    `[data-node-id="${CSS.escape(String(node.id))}"] textarea`);
+  // Nodes 2.0 draws a text field of its own and leaves the widget's out of the page
+  const fields = [widget(node, name)?.inputEl, widget(node, name)?.element,
+    document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"] textarea`)];
   const text = String(value(node, name) ?? "");
-  const area = field?.tagName === "TEXTAREA" ? field : field?.querySelector?.("textarea");
+  const area = fields.filter((field) => field?.isConnected)
+    .map((field) => (field.tagName === "TEXTAREA" ? field : field.querySelector("textarea"))).find(Boolean);
   if (!area || area.selectionStart === area.selectionEnd) return false;
   const [start, end] = [area.selectionStart, area.selectionEnd];
   const words = text.slice(start, end);

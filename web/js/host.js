@@ -65,10 +65,10 @@ export function loader(node, name, type) {
   return null;
 }
 
-/** Take the host's last preview off a node, which would stand below the result. */
+/** Take the host's last preview off a node, which would stand below the result. Nodes 2.0: by kontext.css. */
 export function dropPreview(node) {
-  const previews = app.nodePreviewImages;
-  if (previews) delete previews[String(node.id)];
+  if (isVueNodes()) return;
+  if (app.nodePreviewImages) delete app.nodePreviewImages[String(node.id)];
   if (node.imgs === undefined) return;
   node.imgs = undefined;
   const shown = widget(node, "$$canvas-image-preview");

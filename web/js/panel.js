@@ -100,6 +100,7 @@ class Panel {
     this.abort.abort();
     this.stage?.destroy();
     this.training?.destroy();
+    if (this.live) URL.revokeObjectURL(this.live);
     this.closeLarge?.();
     this.element.remove();
   }
@@ -160,7 +161,18 @@ class Panel {
     if (this.node.comfyClass === "KontextTurns") this.results.push(...results);
     else this.results = results;
     this.index = this.node.comfyClass === "KontextTurns" ? this.results.length - 1 : 0;
+    this.setPreview(null);
     dropPreview(this.node);
+    this.refreshStage();
+  }
+
+  /** Show the picture as far as it has come, a Blob of the host's; null when there is none any more. */
+  setPreview(blob) {
+    if (!this.kind.stage || (blob ? this.stage?.painter : !this.live)) return; // not under a mask in the making
+    const last = this.live;
+    this.live = blob && URL.createObjectURL(blob);
+    if (last) setTimeout(() => URL.revokeObjectURL(last), 1000); // the old one stands until the new one is read
+    if (blob) dropPreview(this.node);
     this.refreshStage();
   }
 
@@ -173,6 +185,7 @@ class Panel {
 
   /** What the stage shows now. */
   what() {
+    if (this.live) return { after: this.live, caption: t("so_far") };
     const entry = this.results[this.index];
     const fit = this.plan?.fits?.[0] ?? null;
     if (!entry) return { before: this.inputUrl, caption: this.inputSize?.join(" × ") ?? "", fit, mask: this.mask };
@@ -186,10 +199,10 @@ class Panel {
   }
 
   refreshStage() {
-    if (!this.results.length && !this.inputUrl) return;
+    if (!this.results.length && !this.inputUrl && !this.live) return;
     this.makeStage();
     this.stage?.show(this.what());
-    if (!this.results.length && !this.frameSeen && this.plan?.fits?.[0]) {
+    if (!this.results.length && !this.live && !this.frameSeen && this.plan?.fits?.[0]) {
       this.frameSeen = true;
       this.stage?.toggle("frame", true);
     }

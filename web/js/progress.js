@@ -1,4 +1,4 @@
-/** Progress of running nodes: steps from the host's messages, the time left from the pace so far. */
+/** Progress of running nodes: steps and the picture so far from the host's messages, the time left from the pace. */
 
 import { api, findNode } from "./host.js";
 import { panelOf } from "./panel.js";
@@ -13,6 +13,9 @@ export function followProgress() {
       if (panel) update(panel, String(state.node_id), state);
     }
   });
+  api.addEventListener("b_preview_with_metadata", ({ detail }) => {
+    if (detail?.blob) panelOf(findNode(detail.displayNodeId ?? detail.nodeId))?.setPreview(detail.blob);
+  });
   for (const name of ["execution_start", "execution_success", "execution_error", "execution_interrupted"]) {
     api.addEventListener(name, clear);
   }
@@ -20,7 +23,7 @@ export function followProgress() {
 
 function update(panel, id, { state, value, max }) {
   if (state !== "running") {
-    if (runs.delete(id)) panel.setProgress(null);
+    if (runs.delete(id)) end(panel);
     return;
   }
   const now = performance.now();
@@ -35,6 +38,11 @@ function update(panel, id, { state, value, max }) {
 }
 
 function clear() {
-  for (const { panel } of runs.values()) panel.setProgress(null);
+  for (const { panel } of runs.values()) end(panel);
   runs.clear();
+}
+
+function end(panel) {
+  panel.setProgress(null);
+  panel.setPreview(null);
 }

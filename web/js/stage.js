@@ -73,6 +73,10 @@ export class Stage {
         this.painter?.up();
       });
     }
+    // the host listens to fingers above the nodes, as the event goes down: a pinch here would zoom the graph too
+    for (const name of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
+      listen(window, name, (event) => { if (this.view.contains(event.target)) event.stopPropagation(); }, { capture: true });
+    }
     listen(this.view, "wheel", (event) => this.#wheel(event), { passive: false });
     listen(this.view, "dblclick", (event) => { event.stopPropagation(); this.zoomTo(this.zoom > 1 ? 1 : 3, event); });
     listen(this.element, "keydown", (event) => this.#key(event));

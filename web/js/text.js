@@ -51,6 +51,7 @@ export const ENGLISH = {
   "step": "Step {value} of {max}",
   "left": "{time} left",
   "progress": "Progress of the edit",
+  "so_far": "The picture so far",
   "loss": "loss {loss}",
   "loss_curve": "Loss over the steps",
   "samples": "Sample pictures",

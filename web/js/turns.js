@@ -76,9 +76,9 @@ export class TurnsPanel {
   }
 
   #row(turn, number, index) {
-    const facts = [`#${number}`, turn.seed === null ? null : t("seed", { seed: turn.seed }),
-      turn.seconds === null ? null : t("seconds", { seconds: turn.seconds }),
-      turn.drift === null ? null : t("drift", { psnr: turn.drift })].filter(Boolean).join(" · ");
+    const facts = [`#${number}`, turn.seconds === null ? null : t("seconds", { seconds: turn.seconds }),
+      turn.drift === null ? null : t("drift", { psnr: turn.drift }),
+      turn.seed === null ? null : t("seed", { seed: turn.seed })].filter(Boolean).join(" · ");
     const act = (name, key, on) => button(name, t(key), { help: t(`${key}_help`), on: (event) => {
       event.stopPropagation();
       on();
@@ -89,7 +89,7 @@ export class TurnsPanel {
     make("img", { class: "kontext-thumb", alt: "", loading: "lazy", src: turn.thumb ?? viewUrl(turn.after) }),
     make("div", { class: "kontext-about" },
       make("div", { class: "kontext-words", text: turn.prompt || "—", title: turn.prompt }),
-      make("div", { class: "kontext-facts", text: facts, title: t("drift_help") }),
+      make("div", { class: "kontext-facts", text: facts, title: `${facts}\n${t("drift_help")}` }),
       make("div", { class: "kontext-acts" }, act("compare", "compare", () => this.select(turn, true)),
         act("branch", "branch", () => this.branch(turn)), act("redo", "redo", () => this.redo(turn)))));
     row.style.top = `${index * ROW}px`;
