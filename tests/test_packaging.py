@@ -98,3 +98,31 @@ def test_another_comfyui_never_brings_another_torch(tmp_path, torch):
     assert dev.wants_of(tmp_path) == (["torchsde", "av>=16"], False)
     (tmp_path / "requirements.txt").write_text("torchaudio>=2\n")
     assert dev.wants_of(tmp_path) == ([], True)
+
+
+def test_a_second_run_installs_nothing_and_asks_nothing(tmp_path, monkeypatch):
+    """The environment is this one, which has everything; after the first look a stamp answers."""
+    environment = tmp_path / ".venv"
+    python = dev.python_of(environment)
+    python.parent.mkdir(parents=True)
+    # not a link: Python finds its packages beside the path it was started by
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(dev, "VENV", environment)
+    installed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(dev, "pip", lambda _, *arguments: installed.append(arguments))
+    assert dev.prepare_environment() == python
+    assert installed == []
+
+    def looks_again(*_):
+        raise AssertionError("a second run looks again")
+
+    with monkeypatch.context() as second:
+        second.setattr(dev, "ask", looks_again)
+        second.setattr(dev, "imports", looks_again)
+        assert dev.prepare_environment() == python
+    monkeypatch.setattr(dev, "EXTRAS", (*dev.EXTRAS, "quantize"))
+    monkeypatch.setattr(dev, "ask", lambda *arguments, **named: ["something-new>=1"])
+    monkeypatch.setattr(dev, "imports", lambda *_: True)
+    dev.prepare_environment()
+    assert ("something-new>=1",) in installed, "other requirements, and nothing was installed"
