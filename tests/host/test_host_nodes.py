@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_a_saved_picture_tells_no_path_of_its_machine(host):
     assert "class_type" in kept["prompt"]
     for key, value in kept.items():
         assert str(ROOT) not in value and str(host.server.base) not in value, key
+
+
+def test_the_comparison_names_only_nodes_that_the_host_or_this_pack_has(host, nodes):
+    """Code words of the tables that look like a node's id, and every "Kontext …" of the pack's column by its title."""
+    known = set(host.client.get("/object_info"))
+    titles = {node["display_name"] for node in nodes.values()}
+    for path in (ROOT / "README.md", ROOT / "docs" / "comparison.md"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(cells) != 4 or not line.startswith("|"):
+                continue
+            for name in re.findall(r"`([A-Z]\w*[a-z][A-Z]\w*)`", cells[1]):
+                assert name in known, f"{path.name}: this host has no {name}"
+            for title in re.findall(r"Kontext [A-Z]\w+(?: [A-Z]\w+)?", cells[3]):
+                assert title in titles or title.rsplit(" ", 1)[0] in titles, f"{path.name}: no node {title!r}"
