@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.transformer import Flux
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.ema import Ema
-from ..training.loop import LoopConfig, Stopped, step_generator
+from ..training.loop import LoopConfig, Stopped, step_generator, trim_log
 from ..training.optim import Optimizers
 from .guards import GuardConfig, Watch, check_batch
 from .ladd import Distillation
@@ -114,6 +114,7 @@ def distill(
     folder.mkdir(parents=True, exist_ok=True)
     sides, watch = _Sides(task, config), Watch(guards)
     step = _resume(sides, watch, folder)
+    trim_log(folder / "log.jsonl", step)  # what was written after the checkpoint comes again
     started, first, window = time.time(), step, []
 
     def save() -> None:

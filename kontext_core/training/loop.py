@@ -129,7 +129,7 @@ def train(
     ema = Ema(module, config.ema) if config.ema else None
     step = _resume(module, optimizers, ema, folder)
     if world.rank == 0:
-        _trim_log(folder / "log.jsonl", step)
+        trim_log(folder / "log.jsonl", step)
     started, first, window = time.time(), step, []
     try:
         while step < config.steps:
@@ -212,7 +212,7 @@ def _write_log(
     )
 
 
-def _trim_log(path: Path, step: int) -> None:
+def trim_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
     if not path.is_file():
         return

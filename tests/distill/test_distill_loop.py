@@ -59,6 +59,21 @@ def test_a_run_that_is_stopped_and_resumed_goes_on_bitwise(make, tmp_path, objec
     assert first["watch"] == second["watch"]
 
 
+def test_a_killed_run_logs_no_step_twice(make, tmp_path):
+    """Step 3 is logged and not in a checkpoint when the process dies in it."""
+    distill(make(), SMALL, tmp_path / "whole")
+
+    def die(step: int, steps: int, numbers: dict) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(make(), SMALL, tmp_path / "parts", on_step=die)
+    assert log_of(tmp_path / "parts")[-1]["step"] == 3
+    distill(make(), SMALL, tmp_path / "parts")
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+
+
 def test_the_same_training_over_is_the_same(make, tmp_path):
     logs = []
     for name in ("a", "b"):

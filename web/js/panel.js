@@ -81,7 +81,7 @@ class Panel {
     this.element = make("div", { class: "kontext-panel" }, this.chips, this.notes, this.mark, this.progress);
     this.chips.hidden = !(kind.prompt || kind.plan);
     this.widget = node.addDOMWidget("kontext_panel", "kontext", this.element, {
-      serialize: false, hideOnZoom: false, margin: MARGIN, getValue: () => "", setValue: () => {},
+      serialize: false, hideOnZoom: true, margin: MARGIN, getValue: () => "", setValue: () => {},
       getMinHeight: () => this.height(), getMaxHeight: () => (this.stage || this.training ? undefined : this.height()),
     });
     this.widget.serialize = false;
@@ -114,12 +114,18 @@ class Panel {
     return Math.max(4, height + (this.stage ? STAGE : 0) + (this.training ? TRAINING : 0) + 2 * MARGIN);
   }
 
+  /** From afar, where the host leaves text fields out, only pictures, curves and trouble stay to be seen. */
+  showFromAfar() {
+    this.widget.options.hideOnZoom = !(this.stage || this.training || !this.mark.hidden);
+  }
+
   wraps() {
     return this.planChips.childElementCount > 2 || (this.kind.prompt && this.planChips.childElementCount > 1);
   }
 
   /** Let the node be tall enough, never smaller than it was made. */
   grow() {
+    this.showFromAfar();
     const height = this.height();
     if (height === this.lastHeight) return;
     this.element.style.minHeight = `${height - 2 * MARGIN}px`;
