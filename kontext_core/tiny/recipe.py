@@ -14,43 +14,32 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..devices import fast_dtype
-from ..models.autoencoder import Autoencoder, AutoencoderParams
 from ..models.clip import ClipParams, ClipTextEncoder
 from ..models.t5 import T5Encoder, T5Params
 from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..models.transformer import Flux, TransformerParams
 from ..training import mixed, parallel
-from ..training.autoencoder import (
-    AutoencoderLoss,
-    AutoencoderTask,
-    init_low_pass,
-    normalise_latents,
-    reconstruction_psnr,
-)
 from ..training.checkpoint import load_checkpoint, save_weights
 from ..training.data import LatentDataset
 from ..training.flow import FlowConfig, FlowTask, KontextModule
 from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
 from ..training.supervision import TokenClassifier
-from . import world
+from .autoencode import train_autoencoder, train_decoder
 from .configs import write_text_configs
-from .distill import LOOP, SYNTHESIS, distill_tiny
+from .distill import LADD, LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
 from .labels import CLASSES
 
 log = logging.getLogger("kontext")
 
-AUTOENCODER = AutoencoderParams(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1)
 TRANSFORMER = TransformerParams(
     vec_in_dim=128,
     context_in_dim=192,
@@ -66,89 +55,6 @@ SUPERVISED = 2
 DTYPE = fast_dtype("cpu", torch.bfloat16)
 MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 0.12, "generate": 0.08}
 """Shares of what the flow sees: local edits have the most kinds."""
-CATEGORIES = ("local", "global", "text", "style", "character")
-"""What the autoencoder sees, in turn."""
-
-
-@lru_cache(maxsize=2)
-def picture_pool(count: int, split: str = "train") -> Tensor:
-    """uint8 (count, 3, 128, 128): contexts and targets of the world, all categories in turn."""
-    pictures: list[np.ndarray] = []
-    index = 0
-    while len(pictures) < count:
-        example = world.example(split, CATEGORIES[index % len(CATEGORIES)], index // len(CATEGORIES))
-        pictures += [picture for picture in (example.context, example.target) if picture is not None]
-        index += 1
-    return torch.from_numpy(np.stack(pictures[:count])).permute(0, 3, 1, 2).contiguous()
-
-
-def train_autoencoder(
-    folder: Path,
-    *,
-    steps: int,
-    finish_steps: int,
-    pool: int,
-    batch: int,
-    seconds: float | None,
-    warm: bool = False,
-    held_out: int = 60,
-) -> None:
-    """Train, normalise the latents, train briefly again; writes ae.safetensors.
-
-    Args:
-        pool: pictures to train on; held_out: pictures of the validation split that the log's PSNR is measured on.
-        warm: start from the bundled weights, at half the rate: the latents stay near what they were.
-    """
-    torch.manual_seed(0)
-    module = Autoencoder(AUTOENCODER, operations=mixed)
-    if warm:
-        module.load_state_dict(_floats(ASSETS / "ae.safetensors"))
-    else:
-        init_low_pass(module, torch.Generator().manual_seed(0))
-    pictures = picture_pool(pool)
-
-    def draw(step: int, micro: int, count: int) -> Tensor:
-        rows = torch.randint(
-            len(pictures), (count,), generator=torch.Generator().manual_seed(step * 7 + micro)
-        )
-        return pictures[rows]
-
-    first = LoopConfig(
-        steps=steps,
-        batch=batch,
-        lr=5e-4 if warm else 1e-3,
-        muon_lr=1e-3 if warm else 2e-3,
-        warmup=20,
-        ema=0.995,
-        checkpoint_every=100,
-    )
-    task = AutoencoderTask(module, draw, AutoencoderLoss(), DTYPE)
-    train(task, first, folder / "first", stop_after_seconds=seconds)
-    unseen = picture_pool(held_out, "val").float() / 127.5 - 1
-    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
-    normalise_latents(module, pictures[:256].float() / 127.5 - 1)
-    log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, unseen))
-    second = LoopConfig(
-        steps=finish_steps,
-        batch=batch // 2,
-        lr=3e-4,
-        muon_lr=6e-4,
-        warmup=20,
-        ema=0.99,
-        checkpoint_every=100,
-        seed=1,
-    )
-    # whole pictures only: GroupNorm's statistics are over the picture
-    terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
-    module.encoder.requires_grad_(False)
-    train(
-        AutoencoderTask(module, draw, terms, DTYPE),
-        second,
-        folder / "finish",
-        stop_after_seconds=seconds,
-    )
-    log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
-    save_weights(folder / "ae.safetensors", module.state_dict())
 
 
 def _floats(file: Path) -> dict[str, Tensor]:
@@ -319,6 +225,22 @@ def export(runs: Path, destination: Path, *, flow: Path) -> None:
     write_text_configs(destination, module.t5.params, module.clip.params)
 
 
+def _mix(text: str) -> dict[str, float]:
+    """ "local=0.5,text=0.5" -> shares that add up to 1."""
+    parts = [part.partition("=") for part in text.split(",")]
+    unknown = [name for name, _, _ in parts if name not in MIX]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no category; use {', '.join(MIX)}")
+    try:
+        shares = {name: float(value) for name, _, value in parts}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; use local=0.5,text=0.5") from error
+    if min(shares.values()) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: every share is more than 0")
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("autoencoder", "encode", "flow", "guidance", "distill", "export"))
@@ -327,12 +249,27 @@ def main() -> None:
         "--steps", type=int, default=None, help="steps of the stage (the recipe's by default)"
     )
     parser.add_argument("--examples", type=int, default=40_000, help="encode: how many")
+    parser.add_argument(
+        "--first", type=int, default=0, help="encode: number of the first scene of each category"
+    )
+    parser.add_argument("--shard", type=int, default=500, help="encode: examples a file")
+    parser.add_argument("--mix", type=_mix, default=MIX, help="encode: shares, as local=0.5,text=0.5")
     parser.add_argument("--workers", type=int, default=2, help="encode: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
+    parser.add_argument(
+        "--lr", type=float, default=None, help="autoencoder, flow, distill: AdamW's; Muon's is twice it"
+    )
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="autoencoder: the bundled one's decoder; its latents stay"
+    )
+    parser.add_argument(
+        "--head-start", type=int, default=LADD.head_start, help="distill: steps of the heads alone"
+    )
+    parser.add_argument("--damping", type=float, default=LADD.damping, help="distill: of the heads")
     parser.add_argument("--teacher-steps", type=int, default=20, help="distill: of the teacher's samples")
     parser.add_argument("--no-control", action="store_true", help="distill: no regression student")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
@@ -345,6 +282,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.stage == "autoencoder":
         folder = args.runs / "autoencoder"
+        if args.decoder_only:
+            train_decoder(
+                folder, steps=args.steps or 700, pool=6000, batch=32, lr=args.lr or 3e-4, seconds=args.seconds
+            )
+            return
         train_autoencoder(
             folder,
             steps=args.steps or 1400,
@@ -355,16 +297,20 @@ def main() -> None:
             warm=args.warm,
         )
     elif args.stage == "encode":
-        jobs = shard_jobs("train", args.examples, weights=MIX)
+        jobs = [
+            replace(job, start=args.first + job.start)
+            for job in shard_jobs("train", args.examples, weights=args.mix, shard=args.shard)
+        ]
         encode_world(
             jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers
         )
     elif args.stage == "flow":
+        lr = args.lr or (5e-4 if args.warm else 1e-3)
         config = LoopConfig(
             steps=args.steps or 4000,
             batch=args.batch,
-            lr=5e-4 if args.warm else 1e-3,
-            muon_lr=1e-3 if args.warm else 2e-3,
+            lr=lr,
+            muon_lr=2 * lr,
             warmup=20 if args.warm else 100,
             schedule="stable",
             ema=0.998,
@@ -405,7 +351,13 @@ def main() -> None:
             args.runs,
             teacher,
             examples=min(args.examples, 12_000),
-            loop=replace(LOOP, steps=args.steps or LOOP.steps, batch=min(args.batch, LOOP.batch)),
+            loop=replace(
+                LOOP,
+                steps=args.steps or LOOP.steps,
+                batch=min(args.batch, LOOP.batch),
+                lr=args.lr or LOOP.lr,
+            ),
+            config=replace(LADD, head_start=args.head_start, damping=args.damping),
             synthesis=replace(SYNTHESIS, num_steps=args.teacher_steps),
             control=not args.no_control,
             compile_blocks=args.compile,

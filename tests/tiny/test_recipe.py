@@ -7,6 +7,7 @@ losses, the share of edits done and kept, and that a model which learnt for one 
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from kontext_core.models.autoencoder import Autoencoder
-from kontext_core.tiny import recipe
+from kontext_core.tiny import autoencode, recipe
 from kontext_core.tiny.bench import run_bench
 from kontext_core.tiny.editor import model_editor
 from kontext_core.tiny.encode import ShardJob, encode_world
@@ -56,12 +57,12 @@ def test_two_minutes_of_the_recipe_learn_eight_edits(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SUPERVISED", 1)
     runs, model = tmp_path / "runs", tmp_path / "model"
     autoencoder = runs / "autoencoder"
-    recipe.train_autoencoder(
+    autoencode.train_autoencoder(
         autoencoder, steps=2, finish_steps=1, pool=24, batch=4, seconds=None, warm=True, held_out=8
     )
-    module = Autoencoder(recipe.AUTOENCODER)
+    module = Autoencoder(autoencode.AUTOENCODER)
     module.load_state_dict(load_file(autoencoder / "ae.safetensors"))
-    held_out = recipe.picture_pool(8, "val").float() / 127.5 - 1
+    held_out = autoencode.picture_pool(8, "val").float() / 127.5 - 1
     assert reconstruction_psnr(module, held_out) > 27
 
     jobs = [ShardJob(split="train", category=name, start=0, count=EACH) for name in CATEGORIES]
@@ -107,3 +108,21 @@ def test_a_guidance_stage_that_is_not_finished_is_not_taken_for_the_model(tmp_pa
         recipe.trained(tmp_path, warm=False)
     begin("guidance", 4)
     assert recipe.last_stage(tmp_path) == tmp_path / "guidance"
+
+
+def test_the_decoder_alone_leaves_the_latents_as_they_are(tmp_path):
+    autoencode.train_decoder(tmp_path, steps=2, pool=8, batch=4, lr=1e-3, seconds=None, held_out=4)
+    before, after = load_file(autoencode.BUNDLED_FILE), load_file(tmp_path / "ae.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in after if not torch.equal(before[name].float(), after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+@pytest.mark.parametrize("text", ["foo=1", "local", "local=0", "local=much"])
+def test_shares_that_make_no_sense_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        recipe._mix(text)
+
+
+def test_shares_add_up_to_one():
+    assert recipe._mix("local=3,text=1") == {"local": 0.75, "text": 0.25}

@@ -1,0 +1,154 @@
+"""The autoencoder of kontext-tiny: its training from nothing, and of its decoder alone."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..devices import fast_dtype
+from ..models.autoencoder import Autoencoder, AutoencoderParams
+from ..training import mixed
+from ..training.autoencoder import (
+    AutoencoderLoss,
+    AutoencoderTask,
+    init_low_pass,
+    normalise_latents,
+    reconstruction_psnr,
+)
+from ..training.checkpoint import save_weights
+from ..training.loop import LoopConfig, train
+from ..weights.locate import BUNDLED
+from . import world
+
+log = logging.getLogger("kontext")
+
+AUTOENCODER = AutoencoderParams(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1)
+BUNDLED_FILE = BUNDLED["kontext-tiny"] / "ae.safetensors"
+DTYPE = fast_dtype("cpu", torch.bfloat16)
+CATEGORIES = ("local", "global", "text", "style", "character")
+"""What the autoencoder sees, in turn."""
+
+
+@lru_cache(maxsize=2)
+def picture_pool(count: int, split: str = "train") -> Tensor:
+    """uint8 (count, 3, 128, 128): contexts and targets of the world, all categories in turn."""
+    pictures: list[np.ndarray] = []
+    index = 0
+    while len(pictures) < count:
+        example = world.example(split, CATEGORIES[index % len(CATEGORIES)], index // len(CATEGORIES))
+        pictures += [picture for picture in (example.context, example.target) if picture is not None]
+        index += 1
+    return torch.from_numpy(np.stack(pictures[:count])).permute(0, 3, 1, 2).contiguous()
+
+
+def train_autoencoder(
+    folder: Path,
+    *,
+    steps: int,
+    finish_steps: int,
+    pool: int,
+    batch: int,
+    seconds: float | None,
+    warm: bool = False,
+    held_out: int = 60,
+) -> None:
+    """Train, normalise the latents, train briefly again; writes ae.safetensors.
+
+    Args:
+        pool: pictures to train on; held_out: pictures of the validation split that the log's PSNR is measured on.
+        warm: start from the bundled weights, at half the rate: the latents stay near what they were.
+    """
+    torch.manual_seed(0)
+    module = Autoencoder(AUTOENCODER, operations=mixed)
+    if warm:
+        module.load_state_dict(_floats(BUNDLED_FILE))
+    else:
+        init_low_pass(module, torch.Generator().manual_seed(0))
+    pictures = picture_pool(pool)
+
+    def draw(step: int, micro: int, count: int) -> Tensor:
+        rows = torch.randint(
+            len(pictures), (count,), generator=torch.Generator().manual_seed(step * 7 + micro)
+        )
+        return pictures[rows]
+
+    first = LoopConfig(
+        steps=steps,
+        batch=batch,
+        lr=5e-4 if warm else 1e-3,
+        muon_lr=1e-3 if warm else 2e-3,
+        warmup=20,
+        ema=0.995,
+        checkpoint_every=100,
+    )
+    task = AutoencoderTask(module, draw, AutoencoderLoss(), DTYPE)
+    train(task, first, folder / "first", stop_after_seconds=seconds)
+    unseen = picture_pool(held_out, "val").float() / 127.5 - 1
+    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
+    normalise_latents(module, pictures[:256].float() / 127.5 - 1)
+    log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, unseen))
+    second = LoopConfig(
+        steps=finish_steps,
+        batch=batch // 2,
+        lr=3e-4,
+        muon_lr=6e-4,
+        warmup=20,
+        ema=0.99,
+        checkpoint_every=100,
+        seed=1,
+    )
+    # whole pictures only: GroupNorm's statistics are over the picture
+    terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
+    module.encoder.requires_grad_(False)
+    train(
+        AutoencoderTask(module, draw, terms, DTYPE),
+        second,
+        folder / "finish",
+        stop_after_seconds=seconds,
+    )
+    log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
+    save_weights(folder / "ae.safetensors", module.state_dict())
+
+
+def train_decoder(
+    folder: Path,
+    *,
+    steps: int,
+    pool: int,
+    batch: int,
+    lr: float,
+    seconds: float | None,
+    held_out: int = 60,
+) -> None:
+    """Train the bundled autoencoder's decoder alone on whole pictures; writes ae.safetensors.
+
+    Its latents stay what they are, and so does every model that was trained on them.
+    """
+    module = Autoencoder(AUTOENCODER, operations=mixed)
+    module.load_state_dict(_floats(BUNDLED_FILE))
+    pictures, unseen = picture_pool(pool), picture_pool(held_out, "val").float() / 127.5 - 1
+
+    def draw(step: int, micro: int, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step * 7 + micro)
+        return pictures[torch.randint(len(pictures), (count,), generator=generator)]
+
+    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
+    module.encoder.requires_grad_(False)
+    config = LoopConfig(
+        steps=steps, batch=batch, lr=lr, muon_lr=2 * lr, warmup=20, ema=0.99, checkpoint_every=100, seed=1
+    )
+    terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
+    task = AutoencoderTask(module, draw, terms, DTYPE)
+    train(task, config, folder / "decoder", stop_after_seconds=seconds)
+    log.info("autoencoder, its decoder finished: %.2f dB", reconstruction_psnr(module, unseen))
+    save_weights(folder / "ae.safetensors", module.state_dict())
+
+
+def _floats(file: Path) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in load_file(file).items()}
