@@ -28,6 +28,15 @@ def test_the_classifier_learns_what_linear_features_say() -> None:
     assert loss < 0.2 and right > 0.95
 
 
+def test_equal_weights_count_every_token() -> None:
+    """Where all of a picture changes, or nothing, no token is heavier than the mean."""
+    classifier = TokenClassifier(8, (3,), after=0)  # zeros: class 0 is its answer
+    tokens, labels = torch.randn(2, 9, 8), torch.zeros(2, 9, 1, dtype=torch.int16)
+    labels[1] = 1
+    for share in (torch.ones(2, 9), torch.zeros(2, 9)):
+        assert float(classifier.loss(tokens, labels, heavier(share, 8.0))[1]) == 0.5
+
+
 def test_heavier_keeps_the_mean_of_every_example() -> None:
     weight = heavier(torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), 8.0)
     assert torch.allclose(weight.mean(1), torch.ones(2))
