@@ -19,7 +19,7 @@ def measure(counts: list[int], rounds: int, device: torch.device, dtype: torch.d
     """{subject: {count: row}} of each batch size; a row has seconds and ratio per picture, and what was encoded."""
     from kontext_core.weights.load import load_model
 
-    model = load_model("kontext-tiny", device=device)
+    model = load_model("kontext-tiny", device=device, dtype=dtype)
     report: dict[str, Any] = {}
     for subject in SUBJECTS:
         rivals = {str(count): partial(_edit, model, subject, count) for count in counts}

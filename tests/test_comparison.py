@@ -28,7 +28,7 @@ def test_512_tokens_are_diffusers_default():
 
 
 def test_diffusers_takes_one_picture_an_edit():
-    """ "—" for several references: a list is a batch. No input places a second picture beside the first."""
+    """A list of pictures is a batch: no input places a second picture beside the first."""
     names = set(inspect.signature(diffusers.FluxKontextPipeline.__call__).parameters)
     assert "image" in names
     assert not names & {"images", "reference_images", "image_2", "image_embeds_2", "reference_latents"}

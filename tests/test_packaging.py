@@ -100,6 +100,7 @@ def test_another_comfyui_never_brings_another_torch(tmp_path, torch):
     assert dev.wants_of(tmp_path) == ([], True)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the interpreter of the test is a shell script")
 def test_a_second_run_installs_nothing_and_asks_nothing(tmp_path, monkeypatch):
     """The environment is this one, which has everything; after the first look a stamp answers."""
     environment = tmp_path / ".venv"

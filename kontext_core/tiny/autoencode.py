@@ -17,6 +17,7 @@ from ..training import mixed
 from ..training.autoencoder import (
     AutoencoderLoss,
     AutoencoderTask,
+    Pictures,
     init_low_pass,
     normalise_latents,
     reconstruction_psnr,
@@ -67,17 +68,10 @@ def train_autoencoder(
     torch.manual_seed(0)
     module = Autoencoder(AUTOENCODER, operations=mixed)
     if warm:
-        module.load_state_dict(_floats(BUNDLED_FILE))
+        module.load_state_dict(floats(BUNDLED_FILE))
     else:
         init_low_pass(module, torch.Generator().manual_seed(0))
     pictures = picture_pool(pool)
-
-    def draw(step: int, micro: int, count: int) -> Tensor:
-        rows = torch.randint(
-            len(pictures), (count,), generator=torch.Generator().manual_seed(step * 7 + micro)
-        )
-        return pictures[rows]
-
     first = LoopConfig(
         steps=steps,
         batch=batch,
@@ -87,7 +81,7 @@ def train_autoencoder(
         ema=0.995,
         checkpoint_every=100,
     )
-    task = AutoencoderTask(module, draw, AutoencoderLoss(), DTYPE)
+    task = AutoencoderTask(module, _draws(pictures), AutoencoderLoss(), DTYPE)
     train(task, first, folder / "first", stop_after_seconds=seconds)
     unseen = picture_pool(held_out, "val").float() / 127.5 - 1
     log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
@@ -103,15 +97,7 @@ def train_autoencoder(
         checkpoint_every=100,
         seed=1,
     )
-    # whole pictures only: GroupNorm's statistics are over the picture
-    terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
-    module.encoder.requires_grad_(False)
-    train(
-        AutoencoderTask(module, draw, terms, DTYPE),
-        second,
-        folder / "finish",
-        stop_after_seconds=seconds,
-    )
+    train(_decoder_task(module, pictures), second, folder / "finish", stop_after_seconds=seconds)
     log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
     save_weights(folder / "ae.safetensors", module.state_dict())
 
@@ -129,26 +115,40 @@ def train_decoder(
     """Train the bundled autoencoder's decoder alone on whole pictures; writes ae.safetensors.
 
     Its latents stay what they are, and so does every model that was trained on them.
+
+    Args:
+        pool, held_out: as in `train_autoencoder`; lr: AdamW's, Muon's is twice it.
+        seconds: stop after this long, resumable.
     """
     module = Autoencoder(AUTOENCODER, operations=mixed)
-    module.load_state_dict(_floats(BUNDLED_FILE))
+    module.load_state_dict(floats(BUNDLED_FILE))
     pictures, unseen = picture_pool(pool), picture_pool(held_out, "val").float() / 127.5 - 1
+    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
+    config = LoopConfig(
+        steps=steps, batch=batch, lr=lr, muon_lr=2 * lr, warmup=20, ema=0.99, checkpoint_every=100, seed=1
+    )
+    train(_decoder_task(module, pictures), config, folder / "decoder", stop_after_seconds=seconds)
+    log.info("autoencoder, its decoder finished: %.2f dB", reconstruction_psnr(module, unseen))
+    save_weights(folder / "ae.safetensors", module.state_dict())
+
+
+def _draws(pictures: Tensor) -> Pictures:
+    """Random rows of the pool: the same for the same step and micro-batch."""
 
     def draw(step: int, micro: int, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(step * 7 + micro)
         return pictures[torch.randint(len(pictures), (count,), generator=generator)]
 
-    log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
+    return draw
+
+
+def _decoder_task(module: Autoencoder, pictures: Tensor) -> AutoencoderTask:
+    """The decoder on whole pictures, since GroupNorm's statistics are over the picture; the encoder is frozen."""
     module.encoder.requires_grad_(False)
-    config = LoopConfig(
-        steps=steps, batch=batch, lr=lr, muon_lr=2 * lr, warmup=20, ema=0.99, checkpoint_every=100, seed=1
-    )
     terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
-    task = AutoencoderTask(module, draw, terms, DTYPE)
-    train(task, config, folder / "decoder", stop_after_seconds=seconds)
-    log.info("autoencoder, its decoder finished: %.2f dB", reconstruction_psnr(module, unseen))
-    save_weights(folder / "ae.safetensors", module.state_dict())
+    return AutoencoderTask(module, _draws(pictures), terms, DTYPE)
 
 
-def _floats(file: Path) -> dict[str, Tensor]:
+def floats(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors as float32, whatever they are stored in."""
     return {name: value.float() for name, value in load_file(file).items()}

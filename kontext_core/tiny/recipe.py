@@ -32,7 +32,7 @@ from ..training.flow import FlowConfig, FlowTask, KontextModule
 from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
 from ..training.supervision import TokenClassifier
-from .autoencode import train_autoencoder, train_decoder
+from .autoencode import floats, train_autoencoder, train_decoder
 from .configs import write_text_configs
 from .distill import LADD, LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
@@ -57,15 +57,11 @@ MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 
 """Shares of what the flow sees: local edits have the most kinds."""
 
 
-def _floats(file: Path) -> dict[str, Tensor]:
-    return {name: value.float() for name, value in load_file(file).items()}
-
-
 def load_bundled(module: KontextModule) -> None:
     """Put the bundled transformer and text encoders into the module, as float32."""
-    module.transformer.load_state_dict(_floats(ASSETS / "flux1-kontext-tiny.safetensors"))
-    module.clip.load_state_dict(_floats(ASSETS / "text_encoder" / "model.safetensors"))
-    module.t5.load_state_dict(_floats(ASSETS / "text_encoder_2" / "model.safetensors"))
+    module.transformer.load_state_dict(floats(ASSETS / "flux1-kontext-tiny.safetensors"))
+    module.clip.load_state_dict(floats(ASSETS / "text_encoder" / "model.safetensors"))
+    module.t5.load_state_dict(floats(ASSETS / "text_encoder_2" / "model.safetensors"))
 
 
 def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
@@ -226,7 +222,7 @@ def export(runs: Path, destination: Path, *, flow: Path) -> None:
 
 
 def _mix(text: str) -> dict[str, float]:
-    """ "local=0.5,text=0.5" -> shares that add up to 1."""
+    """Shares that add up to 1, of text such as local=0.5,text=0.5."""
     parts = [part.partition("=") for part in text.split(",")]
     unknown = [name for name, _, _ in parts if name not in MIX]
     if unknown:
@@ -258,7 +254,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument(
-        "--lr", type=float, default=None, help="autoencoder, flow, distill: AdamW's; Muon's is twice it"
+        "--lr",
+        type=float,
+        default=None,
+        help="flow, autoencoder --decoder-only: AdamW's, Muon's is twice it; distill: the student's",
     )
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")

@@ -213,7 +213,10 @@ def _write_log(
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+    """Drop what a killed run logged after its last checkpoint, at `step`: those steps are taken again.
+
+    The log of JSON lines at `path` is written beside and renamed; a line that a kill cut off goes too.
+    """
     if not path.is_file():
         return
     lines = path.read_text().splitlines()
