@@ -124,7 +124,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     module = task.module
     optimizers = Optimizers(
-        module.named_parameters(), lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay
+        module.named_parameters(),
+        lr=config.lr,
+        muon_lr=config.muon_lr,
+        weight_decay=config.weight_decay,
+        world=world,
     )
     ema = Ema(module, config.ema) if config.ema else None
     step = _resume(module, optimizers, ema, folder)

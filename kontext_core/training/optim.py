@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .muon import Muon
-from .parallel import full, like
+from .parallel import ALONE, World, full, like
 
 _NOT_HIDDEN = ("_in.", "mod", "final_layer", "shared", "embedding", "relative_attention")
 
@@ -27,6 +27,7 @@ class Optimizers:
         named: trainable parameters by name.
         lr: AdamW's peak rate; muon_lr: Muon's (scaled to match AdamW's update size), 0 for AdamW alone.
         weight_decay: decoupled, on matrices only.
+        world: the processes that take the same steps; Muon's work is shared among them.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Optimizers:
         lr: float,
         muon_lr: float,
         weight_decay: float = 0.0,
+        world: World = ALONE,
     ) -> None:
         self.named = [(name, p) for name, p in named if p.requires_grad]
         hidden = [(n, p) for n, p in self.named if muon_lr and is_hidden_matrix(n, p)]
@@ -54,7 +56,7 @@ class Optimizers:
             self.parts.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True))
         if hidden:
             flat = [self.flat.get(n, p) for n, p in hidden]
-            self.parts.append(Muon(flat, lr=muon_lr, weight_decay=weight_decay))
+            self.parts.append(Muon(flat, lr=muon_lr, weight_decay=weight_decay, world=world))
         for part in self.parts:
             for group in part.param_groups:
                 group["peak_lr"] = group["lr"]

@@ -10,7 +10,7 @@ import torch
 from kontext_core import latents
 from kontext_core.training.activation import Checkpointing, hooks
 from kontext_core.training.data import LatentDataset, write_shard
-from kontext_core.training.flow import FlowConfig
+from kontext_core.training.flow import FlowConfig, choose_tokens
 from kontext_core.training.loop import LoopConfig, step_generator, train
 
 
@@ -178,3 +178,44 @@ def test_phases_draw_what_they_name(shards):
 def test_a_shard_that_lacks_a_part_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"missing \['clip', 'weight'\]"):
         write_shard(tmp_path / "x.safetensors", {"target": torch.zeros(1, 16, 4, 4), "t5": torch.zeros(1, 6)})
+
+
+def test_chosen_tokens_are_the_changed_ones_first_and_a_quarter_any():
+    weight = torch.zeros(2, 64)
+    weight[0, :10], weight[1, :60] = 0.4, 1.0
+    chosen = choose_tokens(weight, 32, step_generator(0, 0, 0))
+    assert chosen.shape == (2, 32)
+    assert all(len(set(row)) == 32 and row == sorted(row) for row in chosen.tolist())
+    assert set(range(10)) <= set(chosen[0].tolist())
+    # of sixty changed ones three quarters of the places are theirs by right; the rest is drawn from all the others
+    seen = torch.cat([choose_tokens(weight, 32, step_generator(0, step, 0))[1] for step in range(40)])
+    assert set(seen.tolist()) == set(range(64))
+    drawn = [choose_tokens(weight, 32, step_generator(0, 0, 0)) for _ in range(2)]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("group", ["edit", "text"])
+def test_who_knows_the_data_has_no_loss_on_chosen_tokens_either(task_of, group):
+    task = task_of(config=FlowConfig(target_tokens=3, text_tokens=4))
+    batch = batch_of(task, group)
+    sample = task.noised(batch, step_generator(0, 0, 0))
+    chosen = sample.chosen
+    assert chosen.shape == (4, 3) and sample.target.shape == (4, 3, 64) and sample.weight.shape == (4, 3)
+    h, w = batch["target"].shape[-2:]
+    assert torch.equal(sample.ids[:, :3], latents.position_ids(h, w)[chosen])
+    if group == "edit":
+        assert torch.equal(sample.ids[:, 3:], latents.position_ids(4, 4, index=1).expand(4, -1, -1))
+    x_0 = latents.pack(batch["target"].float()).gather(1, chosen[..., None].expand(-1, -1, 64))
+    task.module.transformer = Knows(x_0)
+    assert task.loss(batch, step_generator(0, 0, 0))[0] < 1e-9
+
+
+def test_as_many_tokens_as_a_picture_has_are_all_of_it_and_words_are_cut_to_the_asked_length(task_of):
+    whole, chosen = task_of(), task_of(config=FlowConfig(target_tokens=4, text_tokens=6))
+    batch = batch_of(whole, "edit")
+    assert torch.equal(
+        whole.loss(batch, step_generator(0, 0, 0))[0], chosen.loss(batch, step_generator(0, 0, 0))[0]
+    )
+    short = task_of(config=FlowConfig(text_tokens=3))
+    txt, _ = short.encode(batch["t5"], batch["clip"], torch.tensor([True, False, False, False]))
+    assert txt.shape[:2] == (4, 3)

@@ -34,7 +34,7 @@ def launch(processes: int, shards: dict, folder: Path, steps: int, kind: str) ->
 
 
 @pytest.mark.slow  # three starts of Python with torch.distributed
-@pytest.mark.parametrize("kind", ["sharded", "whole"])
+@pytest.mark.parametrize("kind", ["sharded", "whole", "muon"])
 def test_two_processes_are_as_one_and_their_checkpoint_is_anyones(shards, tmp_path, kind):
     pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs a newer torch").fully_shard  # noqa: B018
     one = launch(1, shards, tmp_path / "one", 4, kind)

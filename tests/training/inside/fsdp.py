@@ -1,6 +1,6 @@
 """Runs under torchrun: a few steps on the shards in a folder; the first process prints losses and norms as JSON.
 
-Arguments: this test folder, the shards' folder, the run's folder, the number of steps, "sharded" or "whole".
+Arguments: this test folder, the shards' folder, the run's folder, the number of steps, "sharded", "whole" or "muon" (whole, with Muon).
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ def main(tests: str, shards: str, folder: str, steps: int, kind: str) -> None:
         parallel.shard(task.module, world, torch.float32)
     losses = []
     config = LoopConfig(
-        steps=steps, batch=4, accumulate=2, lr=1e-3, warmup=0, ema=0.9, checkpoint_every=2, log_every=1
+        steps=steps,
+        batch=4,
+        accumulate=2,
+        lr=1e-3,
+        muon_lr=2e-3 if kind == "muon" else 0.0,
+        warmup=0,
+        ema=0.9,
+        checkpoint_every=2,
+        log_every=1,
     )
     train(task, config, Path(folder), on_step=lambda step, steps, loss: losses.append(loss), world=world)
     total = sum(float(parallel.full(p.detach()).double().norm()) for p in task.module.parameters())
