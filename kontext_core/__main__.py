@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .cli import bench, distill, edit, files, train, turns
+from .cli import bench, distill, edit, files, interrupts, train, turns
 
 COMMANDS = (edit, turns, files, train, distill, bench)
 
@@ -53,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger = logging.getLogger("kontext")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if args.verbose else logging.WARNING)
-    # A polite kill unwinds as Ctrl-C does, so that files half written are taken away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interrupts.install()
     try:
         return args.run(args)
     except KeyboardInterrupt:

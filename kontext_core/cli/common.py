@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import interrupts
+
 if TYPE_CHECKING:
     from ..samplers import StepInfo
     from ..weights.load import KontextModel
@@ -174,6 +176,7 @@ class Progress:
         self.live = sys.stderr.isatty()
 
     def __call__(self, info: StepInfo) -> None:
+        interrupts.check()
         done, total = info.index + 1, info.num_steps
         left = (time.perf_counter() - self.started) / done * (total - done)
         line = f"{self.label} {done}/{total}, {left:.0f} s left"

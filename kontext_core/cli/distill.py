@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from . import common
+from . import common, interrupts
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -175,6 +175,7 @@ def run_train(args: argparse.Namespace) -> int:
     common.say(f"{len(data)} teacher samples in {len(data.groups)} group(s)")
 
     def on_step(step: int, steps: int, numbers: dict[str, float]) -> None:
+        interrupts.check()
         if step % loop.log_every == 0 or step == steps:
             shown = ", ".join(
                 f"{name} {numbers[name]:.3f}" for name in ("loss", "head_loss") if name in numbers

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from . import common
+from . import common, interrupts
 
 _DESCRIPTION = (
     "Train on a folder of target pictures with .txt captions and a folder of control pictures with the same file "
@@ -140,6 +140,7 @@ class _Steps:
         self.live = sys.stderr.isatty()
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
+        interrupts.check()
         now = time.perf_counter()
         first = self.first = self.first or (step, now)
         line = f"step {step}/{steps}, loss {loss:.4f}"
