@@ -19,16 +19,17 @@ import comfy.ldm.common_dit
 import comfy.ldm.flux.layers
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
+import comfy.ops
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kontext_core import latents
 from ..kontext_core.conditioning import place_references
 from ..kontext_core.models.attention import attention
 from ..kontext_core.models.rope import Rope
-from ..kontext_core.models.tiled import Scratch
+from ..kontext_core.models.tiled import Scratch, is_plain
 from ..kontext_core.models.transformer import Flux, ModulationTables, TransformerParams, timestep_embedding
 from .host_steps import StepCache, planned_step
 
@@ -77,6 +78,19 @@ def _host_attention_is_last_resort() -> bool:
 
 
 LAST_RESORT = _host_attention_is_last_resort()
+
+
+def _is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """As `tiled.is_plain`, and for the host's layers while they have nothing to cast, to bring or to patch."""
+    plain = comfy.ops.disable_weight_init.Linear
+    if type(layer).forward is not plain.forward:
+        return is_plain(layer, x)
+    asked = ("comfy_cast_weights", "comfy_force_cast_weights", "weight_function", "bias_function", "_v")
+    if any(getattr(layer, name, None) for name in asked):
+        return False
+    same = layer.bias is not None and layer.weight.dtype == layer.bias.dtype == x.dtype
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return same and layer.weight.device == x.device and not hooks
 
 
 class _Call(NamedTuple):
@@ -267,7 +281,7 @@ class HostTransformer(Flux):
             pe=self.pe_embedder(ids) if seen else None,
             rope=self.steps.rope(self, ids),
             segments=_Segments(batch, num_text, num_target, img.shape[1] - num_target) if zero_time else None,
-            scratch=Scratch(),
+            scratch=Scratch(_is_plain),
         )
 
         options.update(total_blocks=len(self.double_blocks), block_type="double")

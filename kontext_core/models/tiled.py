@@ -7,10 +7,11 @@ wanted. The arithmetic is that of the plain functions, with fewer roundings in b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rope import Rope
 
@@ -24,18 +25,49 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-class Scratch:
-    """Buffers that the blocks of one forward pass use in turn, so that their pages are mapped once."""
+def is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether calling this layer is nothing but torch.nn.Linear's product, in x's dtype and without hooks."""
+    return (
+        isinstance(layer, nn.Linear)
+        and type(layer).forward is nn.Linear.forward
+        and layer.bias is not None
+        and layer.weight.dtype == layer.bias.dtype == x.dtype
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
 
-    def __init__(self) -> None:
-        self.buffers: dict[tuple, Tensor] = {}
+
+class Scratch:
+    """Buffers that the blocks of one forward pass use in turn, so that their pages are mapped once.
+
+    Args:
+        plain: whether a layer's product may be written into a buffer in place of calling the layer.
+    """
+
+    def __init__(self, plain: Callable[[nn.Module, Tensor], bool] = is_plain) -> None:
+        self.plain = plain
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """An uninitialised buffer of this shape in `like`'s dtype; the same one for the same name and shape."""
-        key = (name, tuple(shape), like.dtype)
-        if key not in self.buffers:
-            self.buffers[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return self.buffers[key]
+        """An uninitialised tensor of this shape in `like`'s dtype; the same memory for the same name."""
+        size = math.prod(shape)
+        buffer = self.buffers.get((name, like.dtype))
+        if buffer is None or len(buffer) < size:
+            self.buffers.pop((name, like.dtype), None)  # the smaller one goes before the larger one comes
+            buffer = self.buffers[name, like.dtype] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return buffer[:size].view(*shape)
+
+    def linear(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        """layer(x), in the memory of this name where the layer is plain and the pieces are usable.
+
+        A large result would otherwise be mapped page by page at every call: it goes back to the system as soon as
+        it is freed.
+        """
+        if not usable(x) or not self.plain(layer, x):
+            return layer(x)
+        out = self.get(name, (*x.shape[:-1], layer.out_features), x)
+        torch.addmm(layer.bias, x.flatten(0, -2), layer.weight.t(), out=out.flatten(0, -2))
+        return out
 
 
 def norm_and_rotate(

@@ -170,11 +170,11 @@ def _norm_and_rotate(
     return apply_rope(normed[0] if len(normed) == 1 else torch.cat(normed, dim=2), rope)
 
 
-def gelu_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+def gelu_mlp(mlp: nn.Sequential, x: Tensor, scratch: tiled.Scratch) -> Tensor:
     """Linear, GELU (tanh), Linear; without gradients to keep the activation overwrites its input."""
     if not tiled.usable(x):
         return mlp(x)
-    hidden = mlp[0](x)
+    hidden = scratch.linear("wide", mlp[0], x)
     return mlp[2](tiled.gelu_into(hidden, hidden))
 
 
@@ -270,17 +270,17 @@ class DoubleStreamBlock(nn.Module):
         scratch = scratch or tiled.Scratch()
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
-        img_qkv = self.img_attn.qkv(modulate(img, img_shift1, img_scale1))
-        txt_qkv = self.txt_attn.qkv(modulate(txt, txt_shift1, txt_scale1))
+        img_qkv = scratch.linear("wide", self.img_attn.qkv, modulate(img, img_shift1, img_scale1))
+        txt_qkv = scratch.linear("text", self.txt_attn.qkv, modulate(txt, txt_shift1, txt_scale1))
         streams = ((txt_qkv, self.txt_attn.norm), (img_qkv, self.img_attn.norm))
         q, k, v = join_heads(streams, self.num_heads, rope, scratch)
         attn = attend(q, k, v, mask)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
         img = torch.addcmul(img, per_token(img_gate1), self.img_attn.proj(img_attn))
-        out = gelu_mlp(self.img_mlp, modulate(img, img_shift2, img_scale2))
+        out = gelu_mlp(self.img_mlp, modulate(img, img_shift2, img_scale2), scratch)
         img = torch.addcmul(img, per_token(img_gate2), out)
         txt = torch.addcmul(txt, per_token(txt_gate1), self.txt_attn.proj(txt_attn))
-        out = gelu_mlp(self.txt_mlp, modulate(txt, txt_shift2, txt_scale2))
+        out = gelu_mlp(self.txt_mlp, modulate(txt, txt_shift2, txt_scale2), scratch)
         txt = torch.addcmul(txt, per_token(txt_gate2), out)
         return img, txt
 
@@ -310,7 +310,7 @@ class SingleStreamBlock(nn.Module):
         """x (B, L+N+M, hidden) -> the same shape."""
         scratch = scratch or tiled.Scratch()
         shift, scale, gate = mod.chunk(3, dim=-1)
-        qkv, mlp = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
+        qkv, mlp = scratch.linear("wide", self.linear1, modulate(x, shift, scale)).split(self.split, dim=-1)
         q, k, v = join_heads(((qkv, self.norm),), self.num_heads, rope, scratch)
         attn = attend(q, k, v, mask)
         if tiled.usable(x):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from . import holdout, phrases, words
 from .dice import Dice
+from .figures import CREATURE_XS
 from .scene import (
     AIR_SHAPES,
     BACKGROUNDS,
@@ -122,8 +123,11 @@ def draft_local(dice: Dice) -> Draft | None:
     )
 
 
-def local_edit(dice: Dice, kind: str, before: Scene) -> Draft | None:
-    """One of LOCAL_KINDS on a scene of things; None where this scene and these draws do not allow it."""
+def local_edit(dice: Dice, kind: str, before: Scene, *, frame: bool = True) -> Draft | None:
+    """One of LOCAL_KINDS on a scene of things; None where this scene and these draws do not allow it.
+
+    `frame`: whether "please" or "keep the rest" may be wrapped around the words.
+    """
     index = dice.below(len(before.things))
     thing = before.things[index]
     bare = phrases.reference(dice, before.things, index)
@@ -134,25 +138,28 @@ def local_edit(dice: Dice, kind: str, before: Scene) -> Draft | None:
         colours = [c for c in COLOURS if c != thing.colour and f"{c} {thing.shape}" not in taken]
         after = before.with_thing(index, colour=dice.pick(colours))
         new = after.things[index]
-        text = phrases.phrase(dice, kind, frame=True, the=the, old=thing.colour, new=new.colour)
+        text = phrases.phrase(dice, kind, frame=frame, the=the, old=thing.colour, new=new.colour)
         focus = _thing_focus(thing, new)
     elif kind == "remove":
         after = before.without_thing(index)
-        text = phrases.phrase(dice, kind, frame=True, the=the, bare=bare)
+        text = phrases.phrase(dice, kind, frame=frame, the=the, bare=bare)
         focus = _thing_focus(thing)
     elif kind == "add":
-        place = dice.pick(_free(before))
+        free = _free(before)
+        if not free:
+            return None
+        place = dice.pick(free)
         new = new_thing(dice, place, taken, exact=True)
         after = replace(before, things=(*before.things, new))
         where = dice.pick(phrases.WHERE[place])
-        text = phrases.phrase(dice, kind, frame=True, a=phrases.a(new.name), where=where)
+        text = phrases.phrase(dice, kind, frame=frame, a=phrases.a(new.name), where=where)
         focus = _thing_focus(new)
     elif kind == "replace":
         other = new_thing(dice, thing.place, taken, exact=True)
         if other.shape == thing.shape:
             return None
         after = before.with_thing(index, shape=other.shape, colour=other.colour)
-        text = phrases.phrase(dice, kind, frame=True, the=the, a=phrases.a(other.name))
+        text = phrases.phrase(dice, kind, frame=frame, the=the, a=phrases.a(other.name))
         focus = _thing_focus(thing, other)
     elif kind == "move":
         columns = [PLACES[place][0] for place in _free(before) if _air(place) == thing.air]
@@ -161,7 +168,7 @@ def local_edit(dice: Dice, kind: str, before: Scene) -> Draft | None:
         column = dice.pick(columns)
         after = before.with_thing(index, x=COLUMNS[column])
         name = "move middle" if column == 1 else "move"
-        text = phrases.phrase(dice, name, frame=True, the=the, side=("left", "middle", "right")[column])
+        text = phrases.phrase(dice, name, frame=frame, the=the, side=("left", "middle", "right")[column])
         focus = _thing_focus(thing)
     else:
         bigger = dice.chance(0.5)
@@ -172,9 +179,43 @@ def local_edit(dice: Dice, kind: str, before: Scene) -> Draft | None:
         after = before.with_thing(index, size=thing.size * (BIGGER if bigger else SMALLER))
         name = "bigger" if bigger else "smaller"
         kind = name
-        text = phrases.phrase(dice, name, frame=True, the=the)
+        text = phrases.phrase(dice, name, frame=frame, the=the)
         focus = _thing_focus(thing)
     return Draft(kind=kind, before=before, after=after, instruction=text, focus=focus)
+
+
+SEVERAL_KINDS = {"recolour": 1.2, "remove": 0.4, "add": 1.4, "replace": 1.6, "move": 0.5, "resize": 0.3}
+SEVERAL_LIMIT = 30
+"""Most tokens of the edits of one instruction together: 32 then hold it, as they hold all other instructions."""
+
+
+def draft_several(dice: Dice) -> Draft | None:
+    """Two or three local edits in one instruction, each of another thing: for training, where one picture then shows
+    two or three times as much of what words mean. Words name things as they are when their turn comes."""
+    count = dice.weighted({2: 0.25, 3: 0.45, 4: 0.3})
+    before = with_things(dice, setting(dice, plain=0.6), dice.sample(list(PLACES), count))
+    scene, texts, kinds = before, [], []
+    focus: frozenset[holdout.Combination] = frozenset()
+    untouched = set(before.things)
+    for _ in range(dice.weighted({2: 0.6, 3: 0.4})):
+        if not scene.things:
+            return None
+        draft = local_edit(dice, dice.weighted(SEVERAL_KINDS), scene, frame=False)
+        if draft is None:
+            return None
+        changed = set(scene.things) - set(draft.after.things)
+        if not changed <= untouched:
+            return None
+        untouched -= changed
+        scene, focus = draft.after, focus | draft.focus
+        texts.append(draft.instruction)
+        kinds.append(draft.kind)
+    if not scene.things or sum(map(phrases.tokens, texts)) > SEVERAL_LIMIT:
+        return None
+    joints = [dice.pick((" and ", ", then ", ", ")) for _ in texts[1:-1]]
+    joints.append(dice.pick((" and ", ", then ", " and then ")))
+    text = texts[0] + "".join(joint + part for joint, part in zip(joints, texts[1:], strict=True))
+    return Draft(kind=" + ".join(kinds), before=before, after=scene, instruction=text, focus=focus)
 
 
 def draft_global(dice: Dice) -> Draft | None:
@@ -296,11 +337,12 @@ def any_creature(dice: Dice) -> Creature:
 def creature_scene(dice: Dice, creature: Creature, *, plain: float, friend: float) -> Scene:
     """The creature in a new scene, beside a thing with chance `friend`."""
     scene = setting(dice, plain=plain)
+    left, middle, right = CREATURE_XS
     if dice.chance(friend):
-        left = dice.chance(0.5)
-        thing = new_thing(dice, "lower left" if left else "lower right", set(), exact=True)
-        return replace(scene, creature=replace(creature, x=0.64 if left else 0.36), things=(thing,))
-    return replace(scene, creature=replace(creature, x=dice.pick((0.36, 0.5, 0.5, 0.64))))
+        beside = dice.chance(0.5)
+        thing = new_thing(dice, "lower left" if beside else "lower right", set(), exact=True)
+        return replace(scene, creature=replace(creature, x=right if beside else left), things=(thing,))
+    return replace(scene, creature=replace(creature, x=dice.pick((left, middle, middle, right))))
 
 
 def draft_character(dice: Dice) -> Draft | None:
@@ -355,4 +397,7 @@ DRAFTS: dict[str, Callable[[Dice], Draft | None]] = {
     "style": draft_style,
     "character": draft_character,
     "generate": draft_generate,
+    "several": draft_several,
 }
+TRAINING_ONLY = ("several",)
+"""Categories that are no part of the benchmark."""

@@ -93,7 +93,7 @@ def _encode(module: Autoencoder, pictures: list[np.ndarray]) -> Tensor:
     dtype = module.encoder.conv_out.weight.dtype
     parts = [
         module.encode((part.to(dtype) / 127.5 - 1).contiguous(memory_format=torch.channels_last)).half()
-        for part in images.split(25)
+        for part in images.split(5)
     ]
     return torch.cat(parts).contiguous()
 

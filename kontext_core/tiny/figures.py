@@ -8,18 +8,32 @@ from .letters import draw_letter
 from .pen import Colour, Pen, darker, lighter
 from .scene import BOARDS, COLOURS, INKS, Creature, Sign
 
-ADVANCE = 0.158  # from letter to letter, in units
+# A sign is a letter board: SLOTS cells side by side, words from the first one on. At 128 pixels a cell is one of the
+# transformer's tokens wide and two high, so that a letter is the same tokens wherever it stands.
+SLOTS = 6
+ADVANCE = 0.125  # from cell to cell, in units
+SLOT_HALF = (0.055, 0.115)  # half width and height of a cell, in units
 CAP = 0.178  # the letters' height, in units: 23 pixels of 128
-SIGN_Y = {"billboard": 0.34, "shop": 0.27, "poster": 0.40}
+SIGN_Y = {"billboard": 0.375, "shop": 0.25, "poster": 0.375}
 SIGN_HALF = (0.455, 0.165)  # half width and height of the board, in units
 
 
-def letter_centres(sign: Sign, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """Pixel centres of the word's letters in a picture of size (w, h)."""
+def slot_centres(sign: Sign, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Pixel centres of the board's cells in a picture of size (w, h)."""
     w, h = size
-    unit = min(size)
-    left = w / 2 - ADVANCE * unit * (len(sign.word) - 1) / 2
-    return [(left + ADVANCE * unit * k, SIGN_Y[sign.kind] * h) for k in range(len(sign.word))]
+    step = ADVANCE * min(size)
+    return [(w / 2 + step * (k - (SLOTS - 1) / 2), SIGN_Y[sign.kind] * h) for k in range(SLOTS)]
+
+
+def letter_centres(sign: Sign, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Pixel centres of the word's letters in a picture of size (w, h).
+
+    Raises:
+        ValueError: the word is longer than the board has cells.
+    """
+    if len(sign.word) > SLOTS:
+        raise ValueError(f"{sign.word!r} has {len(sign.word)} letters, but a board has {SLOTS} cells")
+    return slot_centres(sign, size)[: len(sign.word)]
 
 
 def draw_sign(pen: Pen, sign: Sign, size: tuple[int, int]) -> None:
@@ -49,6 +63,10 @@ def draw_sign(pen: Pen, sign: Sign, size: tuple[int, int]) -> None:
         p.rect(-wide, high - 0.012, wide, high + 0.03, rim)
         for x in (-wide + 0.035, wide - 0.035):
             p.ellipse(x, -high + 0.028, 0.022, 0.022, (214, 70, 70))
+    slot = darker(board, 0.09) if sum(board) > 300 else lighter(board, 0.09)
+    for x, y in slot_centres(sign, size):
+        cell = pen.at(x * pen.scale, y * pen.scale, unit * pen.scale)
+        cell.rect(-SLOT_HALF[0], -SLOT_HALF[1], SLOT_HALF[0], SLOT_HALF[1], slot, 0.02)
     for letter, (x, y) in zip(sign.word, letter_centres(sign, size), strict=True):
         draw_letter(pen, letter, x, y, CAP * unit, INKS[sign.ink])
 
@@ -194,12 +212,16 @@ def _wear(p: Pen, creature: Creature, cy: float, top: float) -> None:
         p.ellipse(0, y, 0.12, 0.12, darker(colour, 0.3))
 
 
+CREATURE_XS = (0.375, 0.5, 0.625)  # where a creature may stand: at 128 pixels a token apart
+JUMP = 0.125  # how high it jumps, in units: a token too
+
+
 def creature_box(creature: Creature, size: tuple[int, int]) -> tuple[float, float, float]:
     """Pixel (x, y) of the creature's drawing centre and the pixels of its local unit (it spans about ±1)."""
     w, h = size
     unit = min(size)
     half = creature.size / 2 * unit
-    lift = 0.13 * unit if creature.pose == "jumping" else 0.0
+    lift = JUMP * unit if creature.pose == "jumping" else 0.0
     return creature.x * w, creature.y * h - half - lift, half
 
 

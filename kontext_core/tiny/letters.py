@@ -7,7 +7,8 @@ from .pen import Colour, Pen, arc
 # Each letter is a list of polylines in a box 4 wide and 6 high, y downwards. Strokes stay bold and counters
 # open at a cap height of 20 pixels; letters that are easily confused (O Q, I J, V U, B R) differ in size.
 WIDTH, HEIGHT = 4.0, 6.0
-STROKE = 1.12
+STROKE = 1.05
+NARROW = 0.76  # letters are condensed, to stand in the cells of a board
 
 _BOW_TOP = [(0, 0), (2.2, 0), *arc(2.2, 1.5, 1.6, 1.5, -90, 90, 8), (0, 3)]
 GLYPHS: dict[str, list[list[tuple[float, float]]]] = {
@@ -46,5 +47,5 @@ def draw_letter(pen: Pen, letter: str, x: float, y: float, cap: float, colour: C
     """Draws one letter centred on (x, y), its cap height `cap` from stroke to stroke's outer edge."""
     unit = cap / (HEIGHT + STROKE)
     for line in GLYPHS[letter]:
-        points = [(x + (u - WIDTH / 2) * unit, y + (v - HEIGHT / 2) * unit) for u, v in line]
+        points = [(x + (u - WIDTH / 2) * unit * NARROW, y + (v - HEIGHT / 2) * unit) for u, v in line]
         pen.stroke(points, STROKE * unit, colour)

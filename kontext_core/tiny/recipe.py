@@ -53,7 +53,15 @@ ASSETS = Path(__file__).parents[1] / "assets" / "kontext-tiny"
 SUPERVISED = 2
 """The single-stream block whose tokens are asked what they show, see `training.supervision`."""
 DTYPE = fast_dtype("cpu", torch.bfloat16)
-MIX = {"local": 0.42, "global": 0.16, "text": 0.14, "style": 0.08, "character": 0.12, "generate": 0.08}
+MIX = {
+    "local": 0.22,
+    "several": 0.20,
+    "global": 0.11,
+    "text": 0.15,
+    "style": 0.11,
+    "character": 0.13,
+    "generate": 0.08,
+}
 """Shares of what the flow sees: local edits have the most kinds."""
 
 
@@ -259,6 +267,18 @@ def main() -> None:
         default=None,
         help="flow, autoencoder --decoder-only: AdamW's, Muon's is twice it; distill: the student's",
     )
+    parser.add_argument("--t-mean", type=float, default=FlowConfig.t_mean, help="flow: of the logit-normal t")
+    parser.add_argument(
+        "--target-tokens", type=int, default=0, help="flow: tokens of a picture that are trained on (all)"
+    )
+    parser.add_argument("--text-tokens", type=int, default=0, help="flow: tokens of a prompt (all)")
+    parser.add_argument(
+        "--decay",
+        type=float,
+        default=LoopConfig.decay,
+        help="flow: share of the steps in which the rates fall",
+    )
+    parser.add_argument("--ema", type=float, default=0.998, help="flow: decay of the averaged weights")
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
@@ -312,14 +332,15 @@ def main() -> None:
             muon_lr=2 * lr,
             warmup=20 if args.warm else 100,
             schedule="stable",
-            ema=0.998,
+            decay=args.decay,
+            ema=args.ema,
             checkpoint_every=200,
         )
         train_flow(
             args.runs / "flow",
             args.runs / "latents",
             config,
-            FlowConfig(),
+            FlowConfig(t_mean=args.t_mean, target_tokens=args.target_tokens, text_tokens=args.text_tokens),
             compile_blocks=args.compile,
             square=not args.all_sizes,
             categories=args.categories.split(",") if args.categories else (),

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import phrases
+from .figures import CREATURE_XS
 from .find import COLOURLESS, CONFUSED, GREY, PRESENT, Found, Search, cells, find_thing, setting_distance
 from .look_measures import look_space
 from .measures import as_floats, crispness, grain
@@ -178,7 +179,7 @@ def creature_leads(picture: np.ndarray, scene: Scene) -> dict[str, float]:
     search = Search(picture, 1.0)
     bare = replace(scene, things=(), sign=None)
     options = []
-    for x in (0.36, 0.5, 0.64):
+    for x in CREATURE_XS:
         placed = replace(creature, x=x)
         options.append((str(x), replace(bare, creature=placed), placed))
     match = search.best(options, CREATURE_REACH)

@@ -3,7 +3,8 @@
 `example(split, category, index)` is a pure function: the same arguments give the same scenes and words on every
 machine, and the same pictures, bit for bit with numpy 1.26 and 2.4, and but for two values in a million with
 Pillow 10.4 and 13. Six categories: the five of KontextBench ("local", "global", "text", "style", "character") and
-"generate", text to image. See `edits` for what may be asked, `holdout` for what training never sees.
+"generate", text to image; and for training alone "several", local edits joined by "and". See `edits` for what may
+be asked, `holdout` for what training never sees.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from PIL import Image, ImageFilter
 
 from . import holdout, phrases
 from .dice import Dice
-from .edits import DRAFTS
+from .edits import DRAFTS, TRAINING_ONLY
 from .render import render
 from .scene import Scene
 
-VERSION = 1  # part of every seed: raise it when scenes, phrasings or pictures change
-CATEGORIES = tuple(DRAFTS)
+VERSION = 1  # part of every seed: raise it when scenes or phrasings change
+CATEGORIES = tuple(category for category in DRAFTS if category not in TRAINING_ONLY)
 EDIT_CATEGORIES = tuple(category for category in CATEGORIES if category != "generate")
 WEIGHTS = {"local": 0.30, "global": 0.12, "text": 0.20, "style": 0.13, "character": 0.13, "generate": 0.12}
 
@@ -78,7 +79,7 @@ def _checked(split: str, category: str) -> None:
     if split not in holdout.SPLITS:
         raise ValueError(f"split is {split!r}, but must be one of {', '.join(holdout.SPLITS)}")
     if category not in DRAFTS:
-        raise ValueError(f"category is {category!r}, but must be one of {', '.join(CATEGORIES)}")
+        raise ValueError(f"category is {category!r}, but must be one of {', '.join(DRAFTS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def example(split: str, category: str, index: int, size: tuple[int, int] = (128,
 
     Args:
         split: "train", "val" or "test".
-        category: one of CATEGORIES.
+        category: one of CATEGORIES, or "several".
         index: any integer from 0; odd ones of val and test ask for a held-out combination.
         size: (w, h) in pixels; the scene is the same at every size.
 

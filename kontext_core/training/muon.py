@@ -97,7 +97,9 @@ class Muon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.to(parameter.dtype), alpha=-rate)
 
-    def _orthogonal(self, directions: list[tuple[nn.Parameter, Tensor]]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def _orthogonal(
+        self, directions: list[tuple[nn.Parameter, Tensor]]
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter's update. What FSDP shards is orthogonalised by all processes together."""
         whole = [pair for pair in directions if not hasattr(pair[0], "full_tensor")]
         if self.world.size == 1 or not whole:

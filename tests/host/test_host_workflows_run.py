@@ -116,7 +116,7 @@ FLOORS = {
     "local_edit": Floor(example=HEART, least={"kept_psnr": 28}),
     "few_step": Floor(example=HEART, least={"kept_psnr": 26}),
     "global_edit": Floor(example=("global", 0)),
-    "text_editing": Floor(example=("text", 14), done=False, least={"kept_psnr": 28}),
+    "text_editing": Floor(example=("text", 58), least={"kept_psnr": 30, "letters_right": 1.0}),
     "style_reference": Floor(example=("style", 4), done=False, least={"setting_lead": 0.1}),
     "character_reference": Floor(
         example=("character", 8), kept=False, least={"setting_lead": 0.1, "eyes": 0.6}

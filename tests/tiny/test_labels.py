@@ -26,7 +26,9 @@ def test_labels_name_the_parts_of_the_scene(category: str, size: tuple[int, int]
         shapes = {PARTS["shape"][k - 1] for k in labels[:, FIELDS.index("shape")] if k}
         assert shapes <= {thing.shape for thing in scene.things}
         letters = {PARTS["letter"][k - 1] for k in labels[:, FIELDS.index("letter")] if k}
-        assert letters == set(scene.sign.word if scene.sign else "")
+        word = set(scene.sign.word if scene.sign else "")
+        # in a small picture letters are narrower than a token, which can name but one of two
+        assert letters == word if min(size) >= 128 else letters <= word and bool(letters) == bool(word)
 
 
 def test_a_label_lies_where_the_thing_is_painted() -> None:

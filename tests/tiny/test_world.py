@@ -14,13 +14,14 @@ import pytest
 
 from kontext_core.tiny import holdout, phrases, world
 from kontext_core.tiny.dice import Dice
-from kontext_core.tiny.scene import BIGGER, COLUMNS, SMALLER, THING_SIZE, slot
+from kontext_core.tiny.figures import letter_centres
+from kontext_core.tiny.scene import BIGGER, COLUMNS, SMALLER, THING_SIZE, Sign, slot
 
 ROOT = Path(__file__).parents[2]
 DRAFTS = 400
 GOLDEN_DICE = [566, 449, 415, 517, 273]
 GOLDEN_WORDS = "1bdf7471150d4e2b"
-GOLDEN_MEANS = [171.74, 105.13, 216.24, 161.26, 183.42, 159.64]
+GOLDEN_MEANS = [171.74, 105.13, 215.47, 161.26, 183.21, 159.64]
 
 
 def test_dice_give_the_numbers_they_always_gave() -> None:
@@ -220,3 +221,30 @@ def test_wrong_names_and_sizes_are_told() -> None:
         world.example("train", "remix", 0)
     with pytest.raises(ValueError, match=r"at least 32 pixels"):
         world.example("train", "local", 0, (16, 128))
+
+
+def test_several_edits_are_each_of_another_thing_and_named_in_turn() -> None:
+    for index in range(100):
+        plan = world.plan("train", "several", index)
+        kinds = plan.kind.split(" + ")
+        before, after = plan.truth.before.things, plan.truth.after.things
+        gone = [thing for thing in before if thing not in after]
+        assert 2 <= len(kinds) <= 3 and after
+        assert len(gone) == sum(kind != "add" for kind in kinds)
+        assert len(after) - len(before) == kinds.count("add") - kinds.count("remove")
+        assert phrases.tokens(plan.instruction) <= phrases.LIMIT
+        for thing in after:
+            if thing not in before:
+                named = {thing.name, thing.shape, thing.colour} | set(phrases.WHERE[thing.place])
+                assert any(name in plan.instruction for name in named) or "move" in kinds
+    assert "several" not in world.CATEGORIES
+
+
+def test_a_letter_stands_in_the_tokens_of_its_cell_whatever_the_word() -> None:
+    for kind in ("billboard", "shop", "poster"):
+        for word in ("NO", "STOP", "HELLO"):
+            centres = letter_centres(Sign(kind=kind, board="cream", word=word, ink="black"), (128, 128))
+            assert [x for x, _ in centres] == [24 + 16 * k for k in range(len(word))]
+            assert {y % 16 for _, y in centres} == {0}
+    with pytest.raises(ValueError, match="7 letters, but a board has 6 cells"):
+        letter_centres(Sign(kind="shop", board="cream", word="WELCOME", ink="black"), (128, 128))

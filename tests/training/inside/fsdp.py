@@ -1,6 +1,7 @@
 """Runs under torchrun: a few steps on the shards in a folder; the first process prints losses and norms as JSON.
 
-Arguments: this test folder, the shards' folder, the run's folder, the number of steps, "sharded", "whole" or "muon" (whole, with Muon).
+Arguments: this test folder, the shards' folder, the run's folder, the number of steps, and "sharded", "whole" or "muon"
+(whole, with Muon).
 """
 
 from __future__ import annotations
