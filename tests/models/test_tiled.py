@@ -1,4 +1,4 @@
-"""Elementwise work in pieces and products in shared memory: the same numbers as plain PyTorch, and when they are used."""
+"""Elementwise work in pieces, products in shared memory: plain PyTorch's numbers, and when they are used."""
 
 from __future__ import annotations
 
