@@ -1,6 +1,7 @@
 """The recipe of kontext-tiny: one command a stage, `python -m kontext_core.tiny.recipe STAGE`.
 
-Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `flow` (transformer and text encoders),
+Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `read` (the text encoders, from words alone),
+`flow` (transformer and text encoders),
 `guidance` (two passes into one), `distill` (the few-step student and its control), `export` (the bundled files).
 Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm` `autoencoder`, `flow`,
 `guidance` and `distill` start from the bundled weights. See docs/training.md.
@@ -37,6 +38,7 @@ from .configs import write_text_configs
 from .distill import LADD, LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
 from .labels import CLASSES
+from .reading import train_reading
 
 log = logging.getLogger("kontext")
 
@@ -127,12 +129,21 @@ def train_flow(
     categories: Sequence[str],
     seconds: float | None,
     warm: bool = False,
+    reading: Path | None = None,
 ) -> None:
-    """Train transformer and text encoders together on the encoded world; processes of torchrun share each step."""
+    """Train transformer and text encoders together on the encoded world; processes of torchrun share each step.
+
+    `reading`: the folder of the stage before; where it was run, its encoders are what this one begins with.
+    """
     world = parallel.start()
     module, empty = build_module()
     if warm:
         load_bundled(module)
+    found = load_checkpoint(reading / "checkpoint") if reading is not None else None
+    if found is not None:
+        weights = found[0].get("ema") or found[0]["weights"]
+        for name, encoder in (("t5.", module.t5), ("clip.", module.clip)):
+            encoder.load_state_dict({k[len(name) :]: v for k, v in weights.items() if k.startswith(name)})
     data = load_data(latents, square=square, categories=categories)
     log.info("%d examples in %d groups", len(data), len(data.groups))
     task = FlowTask(module, data, flow, empty=empty, dtype=DTYPE, compile_blocks=compile_blocks, world=world)
@@ -247,31 +258,39 @@ def _mix(text: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("autoencoder", "encode", "flow", "guidance", "distill", "export"))
+    parser.add_argument(
+        "stage", choices=("autoencoder", "encode", "read", "flow", "guidance", "distill", "export")
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="working folder")
     parser.add_argument(
         "--steps", type=int, default=None, help="steps of the stage (the recipe's by default)"
     )
-    parser.add_argument("--examples", type=int, default=40_000, help="encode: how many")
+    parser.add_argument("--examples", type=int, default=40_000, help="encode, read: how many")
     parser.add_argument(
-        "--first", type=int, default=0, help="encode: number of the first scene of each category"
+        "--first", type=int, default=0, help="encode, read: number of the first scene of each category"
     )
     parser.add_argument("--shard", type=int, default=500, help="encode: examples a file")
     parser.add_argument("--mix", type=_mix, default=MIX, help="encode: shares, as local=0.5,text=0.5")
-    parser.add_argument("--workers", type=int, default=2, help="encode: processes")
+    parser.add_argument("--workers", type=int, default=2, help="encode, read: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument(
         "--lr",
         type=float,
         default=None,
-        help="flow, autoencoder --decoder-only: AdamW's, Muon's is twice it; distill: the student's",
+        help="read, flow, autoencoder --decoder-only: AdamW's, Muon's is twice it; distill: the student's",
     )
     parser.add_argument("--t-mean", type=float, default=FlowConfig.t_mean, help="flow: of the logit-normal t")
     parser.add_argument(
         "--target-tokens", type=int, default=0, help="flow: tokens of a picture that are trained on (all)"
     )
     parser.add_argument("--text-tokens", type=int, default=0, help="flow: tokens of a prompt (all)")
+    parser.add_argument(
+        "--supervision",
+        type=float,
+        default=FlowConfig.supervision,
+        help="flow: weight of what each token is asked",
+    )
     parser.add_argument(
         "--decay",
         type=float,
@@ -323,6 +342,21 @@ def main() -> None:
         encode_world(
             jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers
         )
+    elif args.stage == "read":
+        module, _ = build_module()
+        if args.warm:
+            load_bundled(module)
+        train_reading(
+            module,
+            args.runs / "reading",
+            tokenizers=ASSETS,
+            steps=args.steps or 1300,
+            examples=args.examples,
+            first=args.first,
+            workers=args.workers,
+            lr=args.lr or 6e-4,
+            seconds=args.seconds,
+        )
     elif args.stage == "flow":
         lr = args.lr or (5e-4 if args.warm else 1e-3)
         config = LoopConfig(
@@ -340,12 +374,18 @@ def main() -> None:
             args.runs / "flow",
             args.runs / "latents",
             config,
-            FlowConfig(t_mean=args.t_mean, target_tokens=args.target_tokens, text_tokens=args.text_tokens),
+            FlowConfig(
+                t_mean=args.t_mean,
+                supervision=args.supervision,
+                target_tokens=args.target_tokens,
+                text_tokens=args.text_tokens,
+            ),
             compile_blocks=args.compile,
             square=not args.all_sizes,
             categories=args.categories.split(",") if args.categories else (),
             seconds=args.seconds,
             warm=args.warm,
+            reading=args.runs / "reading",
         )
     elif args.stage == "guidance":
         config = LoopConfig(

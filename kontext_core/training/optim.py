@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from .muon import Muon
 from .parallel import ALONE, World, full, like
 
+RATES = {"relative_attention_bias": 20.0, "SelfAttention.q.": 0.15}
+"""Part of a name -> share of the rate. T5 divides attention by nothing: its queries are 1/sqrt(d_kv) the size of other
+weights, and its position biases are logits, of which whole units make a difference. At everybody's rate queries grow
+until attention is one-hot while the biases stay near nothing: a reader of bags of words (docs/log.md)."""
 _NOT_HIDDEN = ("_in.", "mod", "final_layer", "shared", "embedding", "relative_attention")
 
 
@@ -42,21 +46,19 @@ class Optimizers:
         self.named = [(name, p) for name, p in named if p.requires_grad]
         hidden = [(n, p) for n, p in self.named if muon_lr and is_hidden_matrix(n, p)]
         names = {n for n, _ in hidden}
-        matrices = [p for n, p in self.named if n not in names and p.ndim > 1]
-        vectors = [p for n, p in self.named if n not in names and p.ndim <= 1]
+        others = [(n, p) for n, p in self.named if n not in names]
         groups = [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            *_by_rate([(n, p) for n, p in others if p.ndim > 1], lr, weight_decay),
+            *_by_rate([(n, p) for n, p in others if p.ndim <= 1], lr, 0.0),
         ]
-        groups = [group for group in groups if group["params"]]
         # Muon takes matrices: filters are handed over as a flat view of the same storage
         self.flat = {n: nn.Parameter(p.detach().view(len(p), -1)) for n, p in hidden if p.ndim == 4}
         self.parts: list[torch.optim.Optimizer] = []
         if groups:
             self.parts.append(torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True))
         if hidden:
-            flat = [self.flat.get(n, p) for n, p in hidden]
-            self.parts.append(Muon(flat, lr=muon_lr, weight_decay=weight_decay, world=world))
+            flat = [(n, self.flat.get(n, p)) for n, p in hidden]
+            self.parts.append(Muon(_by_rate(flat, muon_lr, weight_decay), lr=muon_lr, world=world))
         for part in self.parts:
             for group in part.param_groups:
                 group["peak_lr"] = group["lr"]
@@ -121,6 +123,15 @@ class Optimizers:
                     "go on with the same muon_lr (0 is none), or begin in a new folder"
                 )
             owner.state[parameter][key] = like(value, parameter)
+
+
+def _by_rate(named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict]:
+    """Groups of parameters that share a rate, see RATES."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        share = next((rate for part, rate in RATES.items() if part in name), 1.0)
+        groups.setdefault(share, []).append(parameter)
+    return [{"params": p, "lr": share * lr, "weight_decay": weight_decay} for share, p in groups.items()]
 
 
 def warmup_cosine(step: int, total: int, warmup: int, floor: float = 0.05) -> float:

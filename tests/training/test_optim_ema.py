@@ -133,3 +133,26 @@ def test_learning_rates_rise_and_fall():
         LoopConfig(steps=0, batch=1)
     with pytest.raises(ValueError, match="schedule is 'linear'"):
         LoopConfig(steps=1, batch=1, schedule="linear")
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 2e-3])
+def test_t5_queries_go_slowly_and_its_position_biases_fast(muon_lr):
+    from kontext_core.models.t5 import T5Encoder, T5Params
+
+    torch.manual_seed(0)
+    params = T5Params(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    t5 = T5Encoder(params)
+    t5.init_weights(torch.Generator().manual_seed(0))
+    optimizers = Optimizers(t5.named_parameters(), lr=1e-3, muon_lr=muon_lr)
+    before = {name: p.detach().clone() for name, p in t5.named_parameters()}
+    t5(torch.arange(24).reshape(2, 12), dtype=torch.float32).pow(3).sum().backward()
+    optimizers.step()
+    moved = {
+        name.split(".")[-2]: float((p.detach() - before[name]).norm() / p.numel() ** 0.5)
+        for name, p in t5.named_parameters()
+    }
+    assert moved["q"] == pytest.approx(0.15 * moved["k"], rel=0.25)
+    assert moved["relative_attention_bias"] == pytest.approx(20 * 1e-3, rel=0.4)
+    assert sum(len(group["params"]) for part in optimizers.parts for group in part.param_groups) == len(
+        before
+    )
