@@ -101,21 +101,28 @@ def build_module() -> tuple[KontextModule, tuple[Tensor, Tensor]]:
     return module, (t5_tokenizer.encode([""]).ids[0], clip_tokenizer.encode([""]).ids[0])
 
 
-def load_data(folder: Path, *, square: bool, categories: Sequence[str] = ()) -> LatentDataset:
+def load_data(
+    folder: Path, *, square: bool, categories: Sequence[str] = (), alone: Sequence[str] = ()
+) -> LatentDataset:
     """Every finished shard of the training split, grouped by kind and size, drawn in proportion to their numbers.
 
     Args:
         square: only the pictures of 128×128, the first and longest part of the training.
         categories: only these of the world's; all when empty.
+        alone: of these, whether they are among `categories` or not, each shard once more without its contexts.
     """
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*-train-*.safetensors")):
         group, rest = file.name.split("-train-")
-        if categories and rest.split("-")[0] not in categories:
+        category = rest.split("-")[0]
+        if square and not group.endswith("128x128"):
             continue
-        if not square or group.endswith("128x128"):
+        if not categories or category in categories:
             groups.setdefault(group, []).append(file)
-    return LatentDataset(groups, {name: len(files) for name, files in groups.items()})
+        if category in alone:
+            groups.setdefault(f"alone-{group}", []).append(file)
+    weights = {name: len(files) for name, files in groups.items()}
+    return LatentDataset(groups, weights, alone=[name for name in groups if name.startswith("alone-")])
 
 
 def train_flow(
@@ -130,6 +137,7 @@ def train_flow(
     seconds: float | None,
     warm: bool = False,
     reading: Path | None = None,
+    alone: Sequence[str] = (),
 ) -> None:
     """Train transformer and text encoders together on the encoded world; processes of torchrun share each step.
 
@@ -144,7 +152,7 @@ def train_flow(
         weights = found[0].get("ema") or found[0]["weights"]
         for name, encoder in (("t5.", module.t5), ("clip.", module.clip)):
             encoder.load_state_dict({k[len(name) :]: v for k, v in weights.items() if k.startswith(name)})
-    data = load_data(latents, square=square, categories=categories)
+    data = load_data(latents, square=square, categories=categories, alone=alone)
     log.info("%d examples in %d groups", len(data), len(data.groups))
     task = FlowTask(module, data, flow, empty=empty, dtype=DTYPE, compile_blocks=compile_blocks, world=world)
     train(task, config, folder, stop_after_seconds=seconds, world=world)
@@ -300,6 +308,9 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998, help="flow: decay of the averaged weights")
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
+    parser.add_argument(
+        "--alone", default="", help="flow: of these categories, shards once more without their contexts"
+    )
     parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
     parser.add_argument(
         "--decoder-only", action="store_true", help="autoencoder: the bundled one's decoder; its latents stay"
@@ -386,6 +397,7 @@ def main() -> None:
             seconds=args.seconds,
             warm=args.warm,
             reading=args.runs / "reading",
+            alone=args.alone.split(",") if args.alone else (),
         )
     elif args.stage == "guidance":
         config = LoopConfig(

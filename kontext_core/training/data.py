@@ -9,7 +9,7 @@ of the tokens, `labels` (n, N, fields) and `context_labels` (n, M, fields), for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint import save_weights
+
+CONTEXT = ("context", "context_labels")
+"""The parts of a shard that tell of what is edited."""
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -56,6 +59,8 @@ class LatentDataset:
         weights: name -> how often a micro-batch comes from that group.
         later: (first step, weights) of phases that take over, for training low resolutions first; what a phase
             leaves out is not drawn in it.
+        alone: names of groups that are drawn without their contexts, as text to image: what a text asks for is
+            learnt sooner with nothing else to look at.
     """
 
     def __init__(
@@ -63,8 +68,13 @@ class LatentDataset:
         groups: dict[str, Sequence[Path]],
         weights: dict[str, float],
         later: Sequence[tuple[int, dict[str, float]]] = (),
+        alone: Collection[str] = (),
     ) -> None:
-        self.groups = [_load_group(name, files) for name, files in groups.items() if files]
+        self.groups = [
+            _load_group(name, files, CONTEXT if name in alone else ())
+            for name, files in groups.items()
+            if files
+        ]
         if not self.groups:
             raise ValueError("no training data: encode some first")
         self.phases = [
@@ -87,8 +97,8 @@ class LatentDataset:
         return {key: value[rows] for key, value in group.tensors.items()}
 
 
-def _load_group(name: str, files: Sequence[Path]) -> Group:
-    shards = [load_file(file) for file in files]
+def _load_group(name: str, files: Sequence[Path], without: Collection[str]) -> Group:
+    shards = [{key: value for key, value in load_file(file).items() if key not in without} for file in files]
     keys = shards[0].keys()
     for file, shard in zip(files, shards, strict=True):
         if shard.keys() != keys:

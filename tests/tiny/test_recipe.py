@@ -24,6 +24,7 @@ from kontext_core.tiny.editor import model_editor
 from kontext_core.tiny.encode import ShardJob, encode_world
 from kontext_core.training.autoencoder import reconstruction_psnr
 from kontext_core.training.checkpoint import save_checkpoint
+from kontext_core.training.data import write_shard
 from kontext_core.training.flow import FlowConfig
 from kontext_core.training.loop import LoopConfig
 from kontext_core.weights.load import load_model
@@ -126,3 +127,31 @@ def test_shares_that_make_no_sense_are_refused(text):
 
 def test_shares_add_up_to_one():
     assert recipe._mix("local=3,text=1") == {"local": 0.75, "text": 0.25}
+
+
+def test_shards_are_grouped_and_drawn_alone_as_asked(tmp_path):
+    def shard(name: str) -> None:
+        tensors = {
+            "target": torch.zeros(2, 16, 4, 4),
+            "t5": torch.zeros(2, 6).int(),
+            "clip": torch.zeros(2, 8).int(),
+            "weight": torch.zeros(2, 4, dtype=torch.uint8),
+        }
+        if name.startswith("edit"):
+            tensors["context"] = torch.zeros(2, 16, 4, 4)
+            tensors["context_labels"] = torch.zeros(2, 4, 3, dtype=torch.uint8)
+        write_shard(tmp_path / name, tensors)
+
+    for name in ("edit-128x128-train-text-0", "edit-128x128-train-local-0", "edit-160x96-train-text-0"):
+        shard(f"{name}.safetensors")
+    shard("text-128x128-train-generate-0.safetensors")
+
+    def groups(**options) -> dict[str, int]:
+        data = recipe.load_data(tmp_path, square=True, **options)
+        return {group.name: len(group) for group in data.groups}
+
+    assert groups() == {"edit-128x128": 4, "text-128x128": 2}
+    assert groups(alone=["text"]) == {"edit-128x128": 4, "text-128x128": 2, "alone-edit-128x128": 2}
+    assert groups(categories=["generate"], alone=["text"]) == {"text-128x128": 2, "alone-edit-128x128": 2}
+    data = recipe.load_data(tmp_path, square=True, categories=["generate"], alone=["text"])
+    assert not any("context" in group.tensors or "context_labels" in group.tensors for group in data.groups)

@@ -175,6 +175,15 @@ def test_phases_draw_what_they_name(shards):
         LatentDataset(shards, {"edit": 1.0}, [(3, {"other": 1.0})])
 
 
+def test_groups_drawn_alone_have_no_contexts(shards):
+    groups = {"edit": shards["edit"], "alone": shards["edit"]}
+    data = LatentDataset(groups, {"edit": 1.0}, [(5, {"alone": 1.0})], alone=["alone"])
+    for step in range(10):
+        batch = data.batch(step, 0, 2)
+        assert ("context" in batch) == (step < 5)
+        assert {"target", "t5", "clip", "weight"} <= batch.keys()
+
+
 def test_a_shard_that_lacks_a_part_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"missing \['clip', 'weight'\]"):
         write_shard(tmp_path / "x.safetensors", {"target": torch.zeros(1, 16, 4, 4), "t5": torch.zeros(1, 6)})
