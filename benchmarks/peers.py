@@ -83,8 +83,9 @@ class Case:
     """
 
     def __init__(self, kind: str, text: int, image: int, device: torch.device, dtype: torch.dtype) -> None:
+        from kontext_core.models.blocks import DoubleStreamBlock, SingleStreamBlock
         from kontext_core.models.rope import rope_tables
-        from kontext_core.models.transformer import DoubleStreamBlock, SingleStreamBlock, TransformerParams
+        from kontext_core.models.transformer import TransformerParams
 
         self.kind, self.text, self.image = kind, text, image
         self.device, self.dtype = device, dtype

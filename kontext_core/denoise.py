@@ -13,7 +13,8 @@ from . import latents
 from .accelerate import Accelerate, Reuse, Saved
 from .conditioning import PromptConditioning, References
 from .models.attention import attention
-from .models.transformer import Flux, ModulationTables
+from .models.blocks import ModulationTables
+from .models.transformer import Flux
 
 
 class Denoiser:

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from kontext_core import latents
 from kontext_core.conditioning import PromptConditioning, make_references
 from kontext_core.denoise import Denoiser
+from kontext_core.models.blocks import DoubleStreamBlock, SingleStreamBlock
 from kontext_core.models.operations import block_operations, modulation_operations
 from kontext_core.models.rope import rope_tables
 from kontext_core.models.tiled import Scratch
-from kontext_core.models.transformer import DoubleStreamBlock, Flux, SingleStreamBlock, TransformerParams
+from kontext_core.models.transformer import Flux, TransformerParams
 from kontext_core.samplers import euler
 
 PARAMS = TransformerParams(

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .transformer import BlockHooks, TransformerParams, timestep_embedding
+from .blocks import timestep_embedding
+from .transformer import BlockHooks, TransformerParams
 
 TIME_DIM = 256
 

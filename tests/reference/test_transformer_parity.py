@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kontext_core import latents
-from kontext_core.models.transformer import Flux, ModulationTables, TransformerParams
+from kontext_core.models.blocks import ModulationTables
+from kontext_core.models.transformer import Flux, TransformerParams
 
 diffusers = pytest.importorskip("diffusers", reason="parity needs diffusers: pip install diffusers")
 
