@@ -300,6 +300,12 @@ def main() -> None:
         help="flow: weight of what each token is asked",
     )
     parser.add_argument(
+        "--context-supervision",
+        type=float,
+        default=FlowConfig.context_supervision,
+        help="flow: the same of the context's tokens",
+    )
+    parser.add_argument(
         "--decay",
         type=float,
         default=LoopConfig.decay,
@@ -388,6 +394,7 @@ def main() -> None:
             FlowConfig(
                 t_mean=args.t_mean,
                 supervision=args.supervision,
+                context_supervision=args.context_supervision,
                 target_tokens=args.target_tokens,
                 text_tokens=args.text_tokens,
             ),

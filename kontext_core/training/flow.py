@@ -34,7 +34,8 @@ class FlowConfig:
         changed_weight: extra weight of a token that the edit changes whole (0: all alike).
         caption_dropout: share of examples whose words are dropped, for guidance later.
         guidance: (low, high) the embedded guidance is drawn from; without distillation it means nothing.
-        supervision: weight of the module's classifier, where the data has labels.
+        supervision: weight of the module's classifier, where the data has labels; context_supervision: of the same for
+            the context's tokens, that is for seeing what is there.
         target_tokens: how many of a picture's tokens are trained on, those that the edit changes first and others at
             random; 0 for all. Fewer make a step cheaper: unchanged tokens are learnt from long before the rest.
         text_tokens: T5 tokens of a prompt, of which longer ones are cut; 0 for all. Fewer paddings, cheaper too.
@@ -47,6 +48,7 @@ class FlowConfig:
     caption_dropout: float = 0.05
     guidance: tuple[float, float] = (1.0, 4.0)
     supervision: float = 0.5
+    context_supervision: float = 0.125
     target_tokens: int = 0
     text_tokens: int = 0
 
@@ -171,7 +173,7 @@ class FlowTask:
                 seen, numbers["seen"] = classifier.loss(
                     context, labels, torch.ones(labels.shape[:2]).to(weight)
                 )
-                loss = loss + 0.25 * self.config.supervision * seen
+                loss = loss + self.config.context_supervision * seen
         return loss, numbers
 
     def mine(self, value: Tensor) -> Tensor:
