@@ -111,8 +111,7 @@ def answers(category: str, plan: world.Plan) -> dict[str, str]:
     elif category == "global":
         found[kind] = getattr(after, kind)
     elif kind in ("replace word", "add word", "sign") and after.sign is not None:
-        found |= {f"letter {k}": letter for k, letter in enumerate(after.sign.word.ljust(SLOTS)[:SLOTS])}
-        found = {name: value.strip() for name, value in found.items()}
+        found |= {f"letter {k}": after.sign.word[k : k + 1] for k in range(SLOTS)}
     if after.sign is not None and kind in ("add word", "recolour word", "sign") and after.sign.ink in text:
         found["ink"] = after.sign.ink
     if category in ("style", "character", "generate"):

@@ -100,7 +100,7 @@ def test_staggered_heads_look_back_and_ahead():
 
 
 def test_encoders_learn_to_spell(tmp_path):
-    """Sixteen texts are learnt by heart, by encoders that begin with nothing; stopped and gone on with on the way."""
+    """Sixteen texts are learnt by heart, by encoders that begin with nothing."""
     torch.manual_seed(0)
     module, _ = recipe.build_module()
     reader = reading.Reader(module.t5, module.clip)
