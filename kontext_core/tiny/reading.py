@@ -25,27 +25,9 @@ from ..training.flow import KontextModule
 from ..training.loop import LoopConfig, train
 from . import phrases, world
 from .figures import SLOTS
+from .labels import PARTS, WHOLE
 from .letters import ALPHABET
-from .scene import (
-    BACKGROUNDS,
-    BODIES,
-    COLOURS,
-    EYES,
-    GRADES,
-    INKS,
-    LOOKS,
-    PATTERNS,
-    PLACES,
-    POSES,
-    SHAPES,
-    TIMES,
-    TONES,
-    TOPS,
-    WEARS,
-    WEATHERS,
-    Scene,
-    Thing,
-)
+from .scene import COLOURS, PLACES, SHAPES, Scene, Thing
 
 log = logging.getLogger("kontext")
 
@@ -71,24 +53,16 @@ FIELDS: dict[str, tuple[str, ...]] = {
     },
     "side": SIDES,
     **{f"letter {k}": ("", *ALPHABET) for k in range(SLOTS)},
-    "ink": tuple(INKS),
-    "background": BACKGROUNDS,
-    "time": TIMES,
-    "weather": WEATHERS,
-    "grade": GRADES,
+    "ink": PARTS["ink"],
+    **{name: WHOLE[name] for name in ("background", "time", "weather", "grade")},
     **{f"colour of {shape}": ("", *_COLOURS) for shape in SHAPES},
     **{f"shape at {place}": ("", *SHAPES) for place in _PLACES},
     **{f"colour at {place}": ("", *_COLOURS) for place in _PLACES},
-    "body": BODIES,
-    "body colour": _COLOURS,
-    "eyes": EYES,
-    "top": TOPS,
-    "pattern": PATTERNS,
-    "wear": WEARS,
-    "wear colour": _COLOURS,
-    "pose": POSES,
-    "look": LOOKS,
-    "tone": tuple(TONES),
+    **{
+        name: PARTS[name]
+        for name in ("body", "body colour", "eyes", "top", "pattern", "wear", "wear colour", "pose")
+    },
+    **{name: WHOLE[name] for name in ("look", "tone")},
 }
 """What is asked, and the answers there are."""
 _COLUMN = {name: k for k, name in enumerate(FIELDS)}
