@@ -22,7 +22,7 @@ from ..training.flow import FlowConfig, FlowTask, Noised
 from ..training.supervision import Listening, TokenClassifier
 from .edits import DRAFTS
 from .labels import CLASSES, PARTS
-from .recipe import DTYPE, build_module
+from .parts import DTYPE, build_module
 
 Shares = dict[str, tuple[float, int]]
 """Field -> share of right answers, and of how many tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_core.tiny import recipe
+from kontext_core.tiny import parts
 from kontext_core.tiny.ask import ask
 from kontext_core.tiny.encode import ShardJob, encode_shard
 from kontext_core.tiny.labels import CLASSES
@@ -17,9 +17,9 @@ from kontext_core.training.flow import FlowConfig, FlowTask
 def task(tmp_path_factory) -> FlowTask:
     folder = tmp_path_factory.mktemp("latents")
     job = ShardJob(split="val", category="text", start=0, count=6)
-    encode_shard(job, recipe.ASSETS / "ae.safetensors", recipe.ASSETS, folder)
+    encode_shard(job, parts.ASSETS / "ae.safetensors", parts.ASSETS, folder)
     data = LatentDataset({"text": [folder / job.name]}, {"text": 1.0})
-    module, empty = recipe.build_module()
+    module, empty = parts.build_module()
     return FlowTask(module, data, FlowConfig(), empty=empty, dtype=torch.float32)
 
 

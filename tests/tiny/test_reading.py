@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kontext_core.tiny import phrases, reading, recipe, world
+from kontext_core.tiny import parts, phrases, reading, recipe, world
 from kontext_core.tiny.reading import FIELDS, KINDS, UNASKED
 
 
@@ -73,8 +73,8 @@ def spreads(t5, ids: torch.Tensor) -> list[float]:
 
 
 def test_tempering_frees_attention_that_has_become_one_hot():
-    module, _ = recipe.build_module()
-    data = reading.Texts("train", {"text": 16}, first=0, tokenizers=recipe.ASSETS)
+    module, _ = parts.build_module()
+    data = reading.Texts("train", {"text": 16}, first=0, tokenizers=parts.ASSETS)
     ids = data.batch(0, 0, 16)["t5"]
     fresh = {name: value.clone() for name, value in module.t5.state_dict().items()}
     reading.temper(module.t5, ids, spread=3)
@@ -89,7 +89,7 @@ def test_tempering_frees_attention_that_has_become_one_hot():
 
 
 def test_staggered_heads_look_back_and_ahead():
-    module, _ = recipe.build_module()
+    module, _ = parts.build_module()
     reading.stagger(module.t5)
     attention = module.t5.encoder.block[0].layer[0].SelfAttention
     bias = attention.position_bias(12, torch.device("cpu"))[0].detach()
@@ -102,9 +102,9 @@ def test_staggered_heads_look_back_and_ahead():
 def test_encoders_learn_to_spell(tmp_path):
     """Sixteen texts are learnt by heart, by encoders that begin with nothing."""
     torch.manual_seed(0)
-    module, _ = recipe.build_module()
+    module, _ = parts.build_module()
     reader = reading.Reader(module.t5, module.clip)
-    data = reading.Texts("train", {"text": 8, "local": 8}, first=0, tokenizers=recipe.ASSETS)
+    data = reading.Texts("train", {"text": 8, "local": 8}, first=0, tokenizers=parts.ASSETS)
     before = reading.accuracy(reader, data)
     config = reading.LoopConfig(
         steps=120, batch=16, lr=2e-3, muon_lr=4e-3, warmup=10, schedule="stable", ema=0.9
@@ -117,13 +117,13 @@ def test_encoders_learn_to_spell(tmp_path):
 
 
 def test_the_stage_hands_its_encoders_to_the_flow(tmp_path, monkeypatch):
-    module, _ = recipe.build_module()
+    module, _ = parts.build_module()
     monkeypatch.setattr(reading, "HELD_OUT", 2)
     start = module.t5.state_dict()["shared.weight"].clone()
     found = reading.train_reading(
         module,
         tmp_path / "reading",
-        tokenizers=recipe.ASSETS,
+        tokenizers=parts.ASSETS,
         steps=2,
         examples=12,
         first=0,

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from kontext_core.models.autoencoder import Autoencoder
-from kontext_core.tiny import autoencode, recipe
+from kontext_core.tiny import autoencode, parts, recipe
 from kontext_core.tiny.bench import run_bench
 from kontext_core.tiny.editor import model_editor
 from kontext_core.tiny.encode import ShardJob, encode_world
@@ -31,7 +31,7 @@ from kontext_core.weights.load import load_model
 
 CATEGORIES, EACH = ("local", "global"), 4
 LOSS, RATE = 0.25, 0.75  # of the last steps, at most; of the edits, at least
-SMALL = replace(recipe.TRANSFORMER, hidden_size=128, num_heads=2, depth=1, depth_single_blocks=2)
+SMALL = replace(parts.TRANSFORMER, hidden_size=128, num_heads=2, depth=1, depth_single_blocks=2)
 LOOP = LoopConfig(
     steps=400,
     batch=8,
@@ -54,8 +54,8 @@ def right(folder: Path) -> dict[str, float]:
 
 @pytest.mark.timeout(900)
 def test_two_minutes_of_the_recipe_learn_eight_edits(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "TRANSFORMER", SMALL)
-    monkeypatch.setattr(recipe, "SUPERVISED", 1)
+    monkeypatch.setattr(parts, "TRANSFORMER", SMALL)
+    monkeypatch.setattr(parts, "SUPERVISED", 1)
     runs, model = tmp_path / "runs", tmp_path / "model"
     autoencoder = runs / "autoencoder"
     autoencode.train_autoencoder(
@@ -67,9 +67,9 @@ def test_two_minutes_of_the_recipe_learn_eight_edits(tmp_path, monkeypatch):
     assert reconstruction_psnr(module, held_out) > 27
 
     jobs = [ShardJob(split="train", category=name, start=0, count=EACH) for name in CATEGORIES]
-    encode_world(jobs, autoencoder / "ae.safetensors", recipe.ASSETS, runs / "latents", 1)
+    encode_world(jobs, autoencoder / "ae.safetensors", parts.ASSETS, runs / "latents", 1)
     for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(recipe.ASSETS / name, model / name)
+        shutil.copytree(parts.ASSETS / name, model / name)
 
     def train(loop: LoopConfig) -> None:
         recipe.train_flow(
