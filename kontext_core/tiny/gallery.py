@@ -22,12 +22,17 @@ WANTED = (
     ("local", "remove"),
     ("local", "add"),
     ("local", "replace"),
+    ("text", "replace word"),
+    ("text", "add word"),
     ("global", "background"),
     ("global", "time"),
     ("global", "weather"),
     ("global", "grade"),
+    ("character", "scene"),
+    ("style", "halftone"),
 )
-_SCALE, _GAP, _TEXT = 1.5, 10, 44
+_COLUMNS = 6
+_SCALE, _GAP, _TEXT = 1.5, 10, 54
 
 
 def choose(editor, category: str, kind: str, tries: int):
@@ -43,20 +48,20 @@ def choose(editor, category: str, kind: str, tries: int):
 
 
 def gallery(chosen: list) -> Image.Image:
-    """Columns of before, after and the instruction."""
+    """Rows of columns: before, after and the instruction."""
     side = round(128 * _SCALE)
-    sheet = Image.new(
-        "RGB", (len(chosen) * (side + _GAP) + _GAP, 2 * side + 3 * _GAP + _TEXT), (252, 251, 248)
-    )
+    columns, rows = min(len(chosen), _COLUMNS), -(-len(chosen) // _COLUMNS)
+    width, height = side + _GAP, 2 * side + 3 * _GAP + _TEXT
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height), (252, 251, 248))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    for column, (example, picture) in enumerate(chosen):
-        x = _GAP + column * (side + _GAP)
+    for number, (example, picture) in enumerate(chosen):
+        x, y = _GAP + number % _COLUMNS * width, number // _COLUMNS * height
         for row, pixels in enumerate((example.context, picture)):
             scaled = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(scaled, (x, _GAP + row * (side + _GAP)))
-        words = "\n".join(textwrap.wrap(example.instruction, 28)[:2])
-        draw.multiline_text((x + 2, 2 * side + 3 * _GAP), words, fill=(50, 46, 60), font=font, spacing=2)
+            sheet.paste(scaled, (x, y + _GAP + row * (side + _GAP)))
+        words = "\n".join(textwrap.wrap(example.instruction, 28)[:3])
+        draw.multiline_text((x + 2, y + 2 * side + 3 * _GAP), words, fill=(50, 46, 60), font=font, spacing=2)
     return sheet
 
 
