@@ -114,14 +114,12 @@ class Floor:
 HEART = ("local", 12)  # toy_meadow.png: let the yellow heart be purple
 FLOORS = {
     "local_edit": Floor(example=HEART, least={"kept_psnr": 28}),
-    "few_step": Floor(example=HEART, least={"kept_psnr": 26}),
+    "few_step": Floor(example=HEART, least={"kept_psnr": 28}),
     "global_edit": Floor(example=("global", 0)),
-    "text_editing": Floor(example=("text", 58), least={"kept_psnr": 30, "letters_right": 1.0}),
-    "style_reference": Floor(example=("style", 4), done=False, least={"setting_lead": 0.1}),
-    "character_reference": Floor(
-        example=("character", 8), kept=False, least={"setting_lead": 0.1, "eyes": 0.6}
-    ),
-    "text_to_image": Floor(example=("generate", 2), done=False, least={"setting_lead": 0.2}),
+    "text_editing": Floor(example=("text", 14), least={"kept_psnr": 30, "letters_right": 1.0}),
+    "style_reference": Floor(example=("style", 29), least={"setting_lead": 0.2}),
+    "character_reference": Floor(example=("character", 8), least={"setting_lead": 0.1, "eyes": 0.9}),
+    "text_to_image": Floor(example=("generate", 25), least={"thing_colour": 0.5}),
     "several_references": Floor(example=HEART, least={"kept_psnr": 28}),
     "preserve_mask": Floor(example=HEART, least={"kept_psnr": 60}),
     "reproducible": Floor(example=HEART, least={"kept_psnr": 28}),
