@@ -1,10 +1,11 @@
-"""The autoencoder of kontext-tiny: its training from nothing, and of its decoder alone."""
+"""The autoencoder of kontext-tiny: its training from nothing, and of one half alone."""
 
 from __future__ import annotations
 
 import logging
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ BUNDLED_FILE = BUNDLED["kontext-tiny"] / "ae.safetensors"
 DTYPE = fast_dtype("cpu", torch.bfloat16)
 CATEGORIES = ("local", "global", "text", "style", "character")
 """What the autoencoder sees, in turn."""
+Half = Literal["encoder", "decoder"]
 
 
 @lru_cache(maxsize=2)
@@ -97,13 +99,14 @@ def train_autoencoder(
         checkpoint_every=100,
         seed=1,
     )
-    train(_decoder_task(module, pictures), second, folder / "finish", stop_after_seconds=seconds)
+    train(_half_task(module, "decoder", pictures), second, folder / "finish", stop_after_seconds=seconds)
     log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
     save_weights(folder / "ae.safetensors", module.state_dict())
 
 
-def train_decoder(
+def train_half(
     folder: Path,
+    half: Half,
     *,
     steps: int,
     pool: int,
@@ -112,12 +115,16 @@ def train_decoder(
     seconds: float | None,
     held_out: int = 60,
 ) -> None:
-    """Train the bundled autoencoder's decoder alone on whole pictures; writes ae.safetensors.
+    """Train one half of the bundled autoencoder on whole pictures, the other one frozen; writes ae.safetensors.
 
-    Its latents stay what they are, and so does every model that was trained on them.
+    The decoder alone leaves the latents what they are, and every model that was trained on them right. The encoder
+    alone learns to say all that the decoder can paint: latents keep their meaning and gain detail, and the flow has to
+    be trained on them for a while.
 
     Args:
-        pool, held_out: as in `train_autoencoder`; lr: AdamW's, Muon's is twice it.
+        half: which is trained.
+        pool, held_out: as in `train_autoencoder`; batch: four times the pictures of a step.
+        lr: AdamW's, Muon's is twice it.
         seconds: stop after this long, resumable.
     """
     module = Autoencoder(AUTOENCODER, operations=mixed)
@@ -127,8 +134,8 @@ def train_decoder(
     config = LoopConfig(
         steps=steps, batch=batch, lr=lr, muon_lr=2 * lr, warmup=20, ema=0.99, checkpoint_every=100, seed=1
     )
-    train(_decoder_task(module, pictures), config, folder / "decoder", stop_after_seconds=seconds)
-    log.info("autoencoder, its decoder finished: %.2f dB", reconstruction_psnr(module, unseen))
+    train(_half_task(module, half, pictures), config, folder / half, stop_after_seconds=seconds)
+    log.info("autoencoder, its %s finished: %.2f dB", half, reconstruction_psnr(module, unseen))
     save_weights(folder / "ae.safetensors", module.state_dict())
 
 
@@ -142,10 +149,11 @@ def _draws(pictures: Tensor) -> Pictures:
     return draw
 
 
-def _decoder_task(module: Autoencoder, pictures: Tensor) -> AutoencoderTask:
-    """The decoder on whole pictures, since GroupNorm's statistics are over the picture; the encoder is frozen."""
-    module.encoder.requires_grad_(False)
-    terms = AutoencoderLoss(kl=0.0, full_every=1, crop=128)
+def _half_task(module: Autoencoder, half: Half, pictures: Tensor) -> AutoencoderTask:
+    """One half on whole pictures, since GroupNorm's statistics are over the picture; the other is frozen."""
+    frozen = module.encoder if half == "decoder" else module.decoder
+    frozen.requires_grad_(False)
+    terms = AutoencoderLoss(kl=0.0 if half == "decoder" else AutoencoderLoss.kl, full_every=1, crop=128)
     return AutoencoderTask(module, _draws(pictures), terms, DTYPE)
 
 

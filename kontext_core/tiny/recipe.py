@@ -26,7 +26,7 @@ from ..training.data import LatentDataset
 from ..training.flow import FlowConfig, FlowTask, KontextModule
 from ..training.guidance import GuidanceTask
 from ..training.loop import LoopConfig, train
-from .autoencode import train_autoencoder, train_decoder
+from .autoencode import train_autoencoder, train_half
 from .configs import write_text_configs
 from .distill import LADD, LOOP, SYNTHESIS, distill_tiny
 from .encode import encode_world, shard_jobs
@@ -232,7 +232,7 @@ def main() -> None:
         "--lr",
         type=float,
         default=None,
-        help="read, flow, autoencoder --decoder-only: AdamW's, Muon's is twice it; distill: the student's",
+        help="read, flow, autoencoder --only: AdamW's, Muon's is twice it; distill: the student's",
     )
     parser.add_argument("--t-mean", type=float, default=FlowConfig.t_mean, help="flow: of the logit-normal t")
     parser.add_argument(
@@ -265,7 +265,9 @@ def main() -> None:
     )
     parser.add_argument("--warm", action="store_true", help="start from the bundled weights")
     parser.add_argument(
-        "--decoder-only", action="store_true", help="autoencoder: the bundled one's decoder; its latents stay"
+        "--only",
+        choices=("encoder", "decoder"),
+        help="autoencoder: one half of the bundled one on whole pictures",
     )
     parser.add_argument(
         "--head-start", type=int, default=LADD.head_start, help="distill: steps of the heads alone"
@@ -283,9 +285,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.stage == "autoencoder":
         folder = args.runs / "autoencoder"
-        if args.decoder_only:
-            train_decoder(
-                folder, steps=args.steps or 700, pool=6000, batch=32, lr=args.lr or 3e-4, seconds=args.seconds
+        if args.only:
+            train_half(
+                folder,
+                args.only,
+                steps=args.steps or 700,
+                pool=6000,
+                batch=32,
+                lr=args.lr or 3e-4,
+                seconds=args.seconds,
             )
             return
         train_autoencoder(
