@@ -45,6 +45,9 @@ def test_the_registry_has_what_it_wants(pyproject):
     comfy = pyproject["tool"]["comfy"]
     assert comfy["PublisherId"] and comfy["DisplayName"] and "requires-comfyui" in comfy
     assert "comfyui" not in pyproject["project"]["name"].lower()
+    assert pyproject["project"]["urls"]["Repository"].startswith("https://")
+    workflow = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    assert "^Repository = " in workflow, "the placeholder would be published"
 
 
 def test_the_version_is_one_everywhere(pyproject):
