@@ -166,7 +166,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def build(name: str, **values: str) -> str:
+def build(name: str, /, **values: str) -> str:
     """The instruction of a preset with its blanks filled; an empty or absent value leaves the default.
 
     Raises:

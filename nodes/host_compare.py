@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import folder_paths
@@ -50,6 +51,13 @@ def compare(before: Tensor | None, after: Tensor, mask: Tensor | None = None, **
             entry["mask"] = _save(mask[min(index, len(mask) - 1)][..., None].expand(-1, -1, 3))
         shown.append(entry)
     return {"kontext": shown}
+
+
+def is_there(name: str) -> bool:
+    """Whether a picture that was shown is still in the host's temp folder, which it empties when it starts."""
+    if re.fullmatch(r"kontext_[0-9a-f]{24}\.png", name) is None:
+        return False
+    return (Path(folder_paths.get_temp_directory()) / name).is_file()
 
 
 def _drift(start: Tensor, picture: Tensor) -> dict:

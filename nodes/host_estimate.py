@@ -81,7 +81,7 @@ def estimate(model: Any, conditioning: list, latent: torch.Tensor, steps: int) -
         activations=int(model.model.memory_required([batch, *latent.shape[1:]], cond_shapes=shapes)),
         total=int(management.get_total_memory(model.load_device)),
         device=str(model.load_device),
-        seconds_per_step=batch * _operations(network, sum(tokens), context.shape[1]) / _speed(model),
+        seconds_per_step=batch * _operations(network, sum(tokens), context.shape[1]) / _speed_of(model),
     )
 
 
@@ -108,12 +108,16 @@ def _operations(network: Any, num_image: int, num_text: int) -> float:
     return double * total + 2 * single * total + pairs
 
 
-def _speed(model: Any) -> float:
+def _speed_of(model: Any) -> float:
     """Operations a second of a product of the model's width in the dtype that it computes in."""
     dtype = model.model.manual_cast_dtype or model.model.get_dtype()
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         dtype = torch.bfloat16
-    width, device = model.model.diffusion_model.hidden_size, model.load_device
+    return speed(model.model.diffusion_model.hidden_size, dtype, model.load_device)
+
+
+def speed(width: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a matrix product of this width, measured now."""
     a = torch.zeros(512, width, dtype=dtype, device=device)
     b = torch.zeros(width, 4 * width, dtype=dtype, device=device)
     (a @ b)[0, 0].item()  # the first product sets libraries up

@@ -1,4 +1,4 @@
-"""What an edit will need, worked out from its widgets before it runs: size, tokens, memory."""
+"""What an edit will need, worked out from its widgets before it runs: size, tokens, memory, and time roughly."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.supported_models
+import torch
 
 from ..kontext_core import geometry
+from ..kontext_core.devices import fast_dtype
 from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
 from ..kontext_core.weights.formats import AUTOENCODER, TRANSFORMER
 from ..kontext_core.weights.parts import open_part
-from . import host
+from . import host, host_estimate
 from .conditioning import asked_size, parse_padding
 
 MIB = 1024 * 1024
@@ -49,12 +51,13 @@ def plan_edit(plan: EditPlan) -> dict:
         ValueError: values that no edit can have.
     """
     size = asked_size(plan.width, plan.height)
-    problem, hidden, file_bytes, area = None, None, None, KONTEXT_DEV.max_area
+    problem, params, hidden, file_bytes, area = None, None, None, None, KONTEXT_DEV.max_area
     try:
         if plan.vae:
             area = vae_area(plan.vae)
         if plan.model:
-            hidden, file_bytes = transformer_size(plan.model, plan.weight_dtype)
+            params, file_bytes = transformer_size(plan.model, plan.weight_dtype)
+            hidden = params["hidden_size"]
     except (ValueError, OSError) as error:
         problem = str(error)
     if not plan.vae and hidden is not None:
@@ -74,6 +77,7 @@ def plan_edit(plan: EditPlan) -> dict:
         "tokens": tokens,
         "fits": [describe(found) for found in fits],
         "memory": memory(hidden, file_bytes, tokens, plan.batch_size) if hidden is not None else None,
+        "seconds_per_step": step_seconds(params, tokens, plan.weight_dtype) if params is not None else None,
     }
 
 
@@ -122,19 +126,48 @@ def memory(hidden: int, file_bytes: int, tokens: dict, batch_size: int) -> dict:
     }
 
 
+def step_seconds(params: dict, tokens: dict, weight_dtype: str) -> float | None:
+    """Rough least seconds of one picture's step: the blocks' arithmetic by what the device does in a matrix product.
+
+    None while a workflow runs: its work would be measured too.
+    """
+    width, total = params["hidden_size"], tokens["total"]
+    blocks = params["depth"] + params["depth_single_blocks"]
+    weights = (4 + 2 * params["mlp_ratio"]) * width**2  # of a block, for one token: qkv, projection, MLP
+    device = comfy.model_management.get_torch_device()
+    dtype = fast_dtype(device, host.DTYPES[weight_dtype] or torch.bfloat16)
+    key = (width, dtype, device)
+    if key not in _speeds:
+        if _is_running():
+            return None
+        _speeds[key] = host_estimate.speed(*key)
+    return blocks * (2 * weights * total + 4 * total**2 * width) / _speeds[key]
+
+
+_speeds: dict[tuple[int, torch.dtype, torch.device], float] = {}  # measured once in a process
+
+
+def _is_running() -> bool:
+    """Whether the host works on a workflow."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    return server is not None and bool(server.prompt_queue.currently_running)
+
+
 def vae_area(name: str) -> int:
     """The pixels that the model behind a VAE file prefers."""
     params = _params(str(checked("vae", name)), AUTOENCODER, *_stamp("vae", name))
     return KONTEXT_TINY.max_area if 2 * params["ch"] < KONTEXT_DEV.autoencoder.ch else KONTEXT_DEV.max_area
 
 
-def transformer_size(name: str, weight_dtype: str) -> tuple[int, int]:
-    """(width, bytes of weights once loaded) of a transformer file."""
+def transformer_size(name: str, weight_dtype: str) -> tuple[dict, int]:
+    """(sizes as in TransformerParams, bytes of weights once loaded) of a transformer file."""
     path = checked("diffusion_models", name)
     params = _params(str(path), TRANSFORMER, *_stamp("diffusion_models", name))
     dtype = host.DTYPES[weight_dtype]
     file_bytes = params["numel"] * dtype.itemsize if dtype is not None else path.stat().st_size
-    return params["hidden_size"], file_bytes
+    return params, file_bytes
 
 
 def checked(kind: str, name: str) -> Path:

@@ -3,10 +3,11 @@
 POST /kontext/plan     widgets of an edit            -> size, tokens, memory (`host_plan.plan_edit`)
 POST /kontext/hints    {prompt}                      -> {hints}: what Kontext is known to misread in it
 GET  /kontext/presets                                -> {presets}: names, labels, blanks
-POST /kontext/prompt   {preset, values, old, new}    -> {prompt, hints}: a preset with its blanks filled
+POST /kontext/prompt   {preset, values}              -> {prompt, hints}: a preset with its blanks filled
+POST /kontext/there    {pictures}                    -> {there}: which pictures of the views the host still has
 
 Nothing is written, and a file is only named as in the loaders' lists. What does not fit is answered with 400 and
-{error}.
+{error}, a mistake of ours with 500 and {error}, and its traceback is in the server's log.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import asdict, fields
 from aiohttp import web
 
 from ..kontext_core import geometry, prompts
-from . import host, host_plan
+from . import host, host_compare, host_plan
 
 logger = logging.getLogger("kontext")
 
@@ -41,10 +42,14 @@ def register() -> None:
     server.routes.post("/kontext/hints")(_answering(_hints))
     server.routes.get("/kontext/presets")(_answering(_presets))
     server.routes.post("/kontext/prompt")(_answering(_prompt))
+    server.routes.post("/kontext/there")(_answering(_there))
 
 
 def _answering(function):
-    """A handler: the request's JSON object to `function` in a thread, its answer as JSON, ValueError as 400."""
+    """A handler: the request's JSON object to `function` in a thread, its answer as JSON.
+
+    ValueError is answered with 400, any other error logged and answered with 500; a cancelled request stays cancelled.
+    """
 
     async def handle(request: web.Request) -> web.Response:
         try:
@@ -52,6 +57,10 @@ def _answering(function):
             return web.json_response(await asyncio.to_thread(function, body))
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
+        except Exception as error:
+            logger.exception("%s failed", request.path)
+            sentence = f"{request.path} failed with {type(error).__name__}: {error}; see ComfyUI's log"
+            return web.json_response({"error": sentence}, status=500)
 
     return handle
 
@@ -141,6 +150,13 @@ def _hints(body: dict) -> dict:
 
 def _presets(_: dict) -> dict:
     return {"presets": [asdict(preset) for preset in prompts.PRESETS.values()]}
+
+
+def _there(body: dict) -> dict:
+    names = body.get("pictures", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("pictures must be a list of file names")
+    return {"there": [name for name in names if host_compare.is_there(name)]}
 
 
 def _prompt(body: dict) -> dict:

@@ -32,12 +32,12 @@ def _load_host_fixtures():
 
 
 fixtures = _load_host_fixtures()
-comfyui, tiny = fixtures.comfyui, fixtures.tiny
+comfyui, tiny, inside = fixtures.comfyui, fixtures.tiny, fixtures.inside
 
 # What the host logs by itself, without the pack: files that a fresh installation does not have yet.
 # The current front end asks an older server for /api/jobs and says at length that it is not there.
 HOSTS_OWN = (
-    "404 (Not Found)",
+    "404 (Not Found)",  # unless the address is one of ours
     "net::ERR_",
     "Content Security Policy",
     "JobsApiError",
@@ -124,8 +124,19 @@ class Page:
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
 
     def _collect(self, message) -> None:
-        if message.type == "error" and not any(own in message.text for own in HOSTS_OWN):
-            self.errors.append(message.text)
+        if message.type != "error":
+            return
+        url = message.location.get("url", "")
+        missing = message.text.startswith("Failed to load resource")
+        asked_by_us = missing and any(part in url for part in ("kontext", "blob:"))
+        if asked_by_us or not any(own in message.text for own in HOSTS_OWN):
+            self.errors.append(f"{message.text} {url}")
+
+    def toast(self, text: str):
+        """The host's message that says this, once it is there; front ends 1.32 and 1.58 name them differently."""
+        shown = self.page.locator(".p-toast-message, [data-testid=toast]", has_text=text).first
+        shown.wait_for(timeout=15_000)
+        return shown
 
     def open(self, url: str, **settings) -> Page:
         values = {**SETTINGS, "Comfy.VueNodes.Enabled": self.rendering == "nodes2", **settings}

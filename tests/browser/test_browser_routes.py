@@ -82,6 +82,44 @@ def test_presets_are_filled_and_quoted(ask):
     assert ask("prompt", {"preset": "relight", "values": {"light": 5}})[0] == 400
 
 
+def test_a_blank_may_have_any_name(ask):
+    for name in ("name", "self", "preset"):
+        status, answer = ask("prompt", {"preset": "relight", "values": {name: "x"}})
+        assert status == 400 and f"has no {name}" in answer["error"]
+
+
+def test_a_mistake_of_ours_is_answered_in_json_and_logged_and_cancelling_cancels(inside):
+    answer = inside("answering")
+    assert answer["status"] == 500 and answer["type"] == "application/json"
+    assert "KeyError" in answer["body"]["error"]
+    assert "Traceback" in answer["log"] and "KeyError" in answer["log"]
+    assert answer["cancelled"]
+
+
+def test_only_pictures_of_the_views_are_looked_for(ask, host):
+    name = f"kontext_{'0' * 24}.png"
+    folder = host.server.base / "temp"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"")
+    (folder / "other.png").write_bytes(b"")
+    asked = [name, "other.png", f"../temp/{name}", f"kontext_{'1' * 24}.png"]
+    assert ask("there", {"pictures": asked}) == (200, {"there": [name]})
+    assert ask("there", {"pictures": [5]})[0] == 400
+    assert ask("there", {"pictures": name})[0] == 400
+
+
+def test_a_plan_says_roughly_how_long_a_step_takes(ask, tiny):
+    seconds = [
+        ask(
+            "plan",
+            {"pictures": [[300, 200]], "model": tiny["diffusion_models"], "width": side, "height": side},
+        )[1]["seconds_per_step"]
+        for side in (128, 512)
+    ]
+    assert 0 < seconds[0] < seconds[1]
+    assert ask("plan", {"pictures": [[300, 200]]})[1]["seconds_per_step"] is None
+
+
 def test_hints_are_given(ask):
     _, answer = ask("hints", {"prompt": "make her hair red"})
     assert [hint["code"] for hint in answer["hints"]] == ["pronoun"]
