@@ -295,7 +295,7 @@ class ComfyServer:
             *("--base-directory", str(base), "--extra-model-paths-config", str(models)),
             *("--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}"),
             *("--disable-auto-launch", "--disable-api-nodes", "--use-pytorch-cross-attention"),
-            *("--preview-method", "latent2rgb", *arguments),
+            *arguments,
         ]
         if "--gpu" in self.command:
             self.command.remove("--gpu")

@@ -83,6 +83,29 @@ def _check_range(sigmas: Tensor) -> None:
         )
 
 
+def _progress(model: Any, num_steps: int):
+    """What the host calls after a step: the progress bar, and the picture so far for the view on the node.
+
+    The picture is the host's preview as its settings ask for. They ask for none in a new installation; a view needs
+    one, so its colours are then worked out from the latent, a product of 16 by 3 for each cell.
+    """
+    latent_format = model.model.latent_format
+    previewer = latent_preview.get_previewer(model.load_device, latent_format)
+    if previewer is None and latent_format.latent_rgb_factors is not None:
+        previewer = latent_preview.Latent2RGBPreviewer(
+            latent_format.latent_rgb_factors,
+            latent_format.latent_rgb_factors_bias,
+            latent_format.latent_rgb_factors_reshape,
+        )
+    bar = comfy.utils.ProgressBar(num_steps)
+
+    def on_step(step: int, x_0: Tensor, _: Tensor, num_steps: int) -> None:
+        shown = previewer.decode_latent_to_preview_image("JPEG", x_0) if previewer is not None else None
+        bar.update_absolute(step + 1, num_steps, shown)
+
+    return on_step
+
+
 def sample(
     model: Any,
     positive: list,
@@ -106,14 +129,13 @@ def sample(
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
-    callback = latent_preview.prepare_callback(model, sigmas.shape[-1] - 1)
     samples = guider.sample(
         noise,
         latent,
         sampler,
         sigmas,
         denoise_mask=mask,
-        callback=callback,
+        callback=_progress(model, sigmas.shape[-1] - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
