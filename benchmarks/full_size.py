@@ -165,7 +165,8 @@ def child(folder: Path, mode: str, steps: int, size: int) -> None:
     if mode == "resident":
         offload.SMALL = 2**62  # nothing is large: no pages are given back, nothing streams
     started = time.perf_counter()
-    model = load_model(folder)
+    words = json.loads((folder / "tokenizer_2" / "tokenizer_config.json").read_text())
+    model = load_model(folder, text_length=words["model_max_length"])
     loaded = time.perf_counter()
     ramp = torch.linspace(-1, 1, size)
     picture = torch.stack(

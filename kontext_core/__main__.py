@@ -16,6 +16,9 @@ from typing import NoReturn
 from . import __version__
 from .cli import bench, distill, edit, files, interrupts, train, turns
 
+# What `pip install -e ".[standalone]"` brings, by the names under which it is imported.
+NEEDED = ("torch", "einops", "numpy", "PIL", "safetensors", "tokenizers")
+
 COMMANDS = (edit, turns, files, train, distill, bench)
 
 
@@ -58,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        print(
+            f'error: {error.name} is not installed ({sys.executable}): pip install -e ".[standalone]" in the '
+            "repository, or use the Python in .venv that `python dev.py demo` makes",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         # Of RuntimeErrors only torch's OutOfMemoryError, which cannot be named before torch is imported.
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":

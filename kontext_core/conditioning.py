@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from .cache import cache_of
 
 if TYPE_CHECKING:
     from .weights.load import KontextModel
+
+logger = logging.getLogger("kontext")
 
 Convention = Literal["offset", "index", "uxo"]
 CONVENTIONS: tuple[Convention, ...] = ("offset", "index", "uxo")
@@ -54,8 +57,9 @@ class References:
 def encode_prompt(model: KontextModel, prompts: Sequence[str]) -> PromptConditioning:
     """Encode prompts with the model's T5 and CLIP, each padded to the model's own length.
 
-    Text over a token limit is cut, and unknown words are passed as the tokenizer's unknown token; both are
-    told in `warnings`. Each prompt is encoded by itself and only once; see `cache`.
+    Text over T5's limit is cut, and unknown words are passed as the tokenizer's unknown token; both are told in
+    `warnings`. What CLIP cuts is no loss, for T5 reads it: it is logged. Each prompt is encoded by itself and
+    only once; see `cache`.
     """
     if not prompts:
         raise ValueError("no prompt given: pass at least one, '' for none")
@@ -74,11 +78,18 @@ def _encode_one(model: KontextModel, prompt: str) -> tuple[Tensor, Tensor, tuple
         limit, cut, unknown = t5_tokens.ids.shape[1], t5_tokens.cut[0], t5_tokens.unknown[0]
         if cut:
             warnings.append(f"the prompt is over {limit} tokens; cut off and not read: “{cut}”")
+        elif clip_tokens.cut[0]:
+            logger.info(long_for_clip(clip_tokens.ids.shape[1]))
         if unknown:
             warnings.append(f"{model.name} does not know: {', '.join(unknown)} (in “{prompt}”)")
         txt = model.t5(t5_tokens.ids.to(model.device))
         _, vec = model.clip(clip_tokens.ids.to(model.device))
     return txt, vec, tuple(warnings)
+
+
+def long_for_clip(limit: int) -> str:
+    """What is said of a prompt that T5 reads to its end and CLIP does not."""
+    return f"CLIP takes the gist of the prompt from its first {limit} tokens, T5 reads all of it: as usual with FLUX"
 
 
 def place_references(

@@ -87,11 +87,14 @@ def infer_preset(
     autoencoder: AutoencoderParams,
     t5: T5Params,
     clip: ClipParams,
-    text_length: int,
+    text_length: int | None = None,
 ) -> ModelPreset:
     """The preset of loaded parts: their own sizes, and the habits of the known model they resemble.
 
     A transformer of less than half the published width is taken for one of kontext-tiny's kind.
+
+    Args:
+        text_length: T5 tokens; by default those of the known model, whatever a tokenizer's own files say.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -104,5 +107,5 @@ def infer_preset(
         autoencoder=autoencoder,
         t5=t5,
         clip=clip,
-        text_length=text_length,
+        text_length=base.text_length if text_length is None else text_length,
     )

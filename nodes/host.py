@@ -45,6 +45,8 @@ INDEX = ".safetensors.index.json"  # of a model in shards, as diffusers' folders
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
+LORAS = "kontext loras"  # attachment of a MODEL: the file names of the LoRAs that Kontext Load LoRA put on it
+TURBO = re.compile(r"turbo|hyper|lightning|schnell|few.?step|(?<!\d)\d{1,2}.?steps?(?![a-z])", re.IGNORECASE)
 # A CPU computes in float32: weights that are smaller than this then are cast once, not in every step.
 CAST_BELOW = 1 << 30
 
@@ -203,18 +205,34 @@ def latent_format(folder: Path) -> comfy.latent_formats.Flux:
 def few_step_model(model):
     """The distilled model that belongs to a MODEL, or the MODEL itself if it can be taken for distilled.
 
+    A LoRA makes a model distilled when its file's name says so, as turbo LoRAs' do. On a model that brings a
+    distilled one any other LoRA goes onto that; on a model without one every LoRA is taken for a turbo LoRA, since
+    ComfyUI's own loader leaves no name.
+
     Raises:
         ValueError: the model is not distilled, has no LoRA that might make it so, and brings no distilled one.
     """
     info = getattr(model.model, "kontext", None)
-    if info is None or info.distilled or model.patches:
+    turbo = any(TURBO.search(name) for name in model.get_attachment(LORAS) or ())
+    if info is None or info.distilled or turbo:
         return model
     if info.few_step is not None:
-        return load_model_file(info.few_step, None, info.name)
+        return _like(model, load_model_file(info.few_step, None, info.name))
+    if model.patches:
+        return model
     raise ValueError(
         f"few_step needs a distilled model, and {info.name} is not one: switch few_step off, load a distilled "
         "model, or add a turbo LoRA"
     )
+
+
+def _like(model, other):
+    """`other`, a MODEL of the same layers, with the LoRAs, wrappers and options that are on `model`."""
+    clone = model.clone()
+    other.patches, other.patches_uuid = clone.patches, clone.patches_uuid
+    other.model_options, other.object_patches = clone.model_options, clone.object_patches
+    other.wrappers, other.attachments = clone.wrappers, clone.attachments
+    return other
 
 
 def load_clip(t5_name: str, clip_name: str):
@@ -240,7 +258,7 @@ def load_clip(t5_name: str, clip_name: str):
 
 
 def tokenizer_folders(t5_path: Path, clip_path: Path) -> tuple[Path, Path]:
-    """(T5's, CLIP's) tokenizer files: beside the weights in a model folder, else the host's own."""
+    """(T5's, CLIP's) tokenizer folders: beside the weights in a model folder, else the host's own."""
     import comfy.sd1_clip
     import comfy.text_encoders.flux
 
@@ -249,7 +267,9 @@ def tokenizer_folders(t5_path: Path, clip_path: Path) -> tuple[Path, Path]:
     beside = [folder / "tokenizer_2" for folder in (t5_path.parent, t5_path.parent.parent)]
     t5 = next((folder for folder in beside if (folder / "tokenizer.json").is_file()), t5)
     beside = [folder / "tokenizer" for folder in (clip_path.parent, clip_path.parent.parent)]
-    return t5, next((folder for folder in beside if (folder / "vocab.json").is_file()), clip)
+    kinds = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+    found = (f for f in beside if any(all((f / name).is_file() for name in kind) for kind in kinds))
+    return t5, next(found, clip)
 
 
 def load_vae(name: str) -> host_vae.HostVAE:

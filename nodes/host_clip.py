@@ -19,6 +19,7 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
+from ..kontext_core.conditioning import long_for_clip
 from ..kontext_core.models.clip import ClipTextEncoder
 from ..kontext_core.models.t5 import T5Encoder
 from ..kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
@@ -53,8 +54,11 @@ class HostTokenizer:
             weighted = comfy.sd1_clip.token_weights(escaped, 1.0)
             segments = [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in weighted]
         plain = "".join(part for part, _ in segments)
-        for warning in self.warnings(plain):
+        warnings = self.warnings(plain)
+        for warning in warnings:
             logger.warning(warning)
+        if not warnings and self.clip.encode([plain]).cut[0]:
+            logger.info(long_for_clip(self.clip.max_length))
         padded = tokenizer_options.get("t5xxl_min_length") or self.t5.max_length
         return {
             "l": [_pairs(self.clip, segments, self.clip.max_length, return_word_ids)],

@@ -13,6 +13,9 @@ import comfy.sd
 import node_helpers
 from torch import Tensor
 
+from ..kontext_core.conditioning import long_for_clip
+from ..kontext_core.models.tokenizers import CLIP_LENGTH
+from ..kontext_core.presets import KONTEXT_DEV
 from . import host_cache
 from .host_clip import HostTokenizer
 
@@ -24,17 +27,39 @@ def encode_prompt(clip: comfy.sd.CLIP, text: str, text_length: int = 0) -> tuple
 
     Args:
         clip: ours or native.
-        text_length: tokens that T5 is padded to; 0 for the encoders' own number.
+        text_length: tokens that T5 is padded to; 0 for the number that the model was trained with: our encoders'
+            own, and FLUX.1 Kontext's for native FLUX encoders, which the host would pad to 256.
 
     Raises:
         ValueError: there is no CLIP.
     """
     if clip is None:
         raise ValueError("there are no text encoders: the loader this comes from found none in its file")
+    ours = isinstance(clip.tokenizer, HostTokenizer)
+    if not text_length and not ours and hasattr(clip.tokenizer, "t5xxl"):
+        text_length = KONTEXT_DEV.text_length
     options = {"t5xxl_min_length": text_length} if text_length else {}
     tokens = clip.tokenize(text, disable_weights=True, tokenizer_options=options)
-    warnings = clip.tokenizer.warnings(text) if isinstance(clip.tokenizer, HostTokenizer) else []
+    warnings = clip.tokenizer.warnings(text) if ours else native_warnings(tokens)
     return host_cache.encode_tokens(clip, tokens), warnings
+
+
+def native_warnings(tokens: dict[str, list]) -> list[str]:
+    """What the host's own FLUX encoders make of a prompt that is over a limit; logged too, as ours log theirs.
+
+    The host cuts nothing off for T5. CLIP's text it breaks into chunks, of which FLUX is given the first.
+    """
+    length, known = max(map(len, tokens.get("t5xxl", [[]]))), KONTEXT_DEV.text_length
+    if length > known:
+        warning = (
+            f"the prompt is {length} tokens long for T5, and FLUX.1 Kontext was trained with {known}: nothing is cut, "
+            "but its end may not be followed"
+        )
+        logger.warning(warning)
+        return [warning]
+    if len(tokens.get("l", [])) > 1:
+        logger.info(long_for_clip(CLIP_LENGTH))
+    return []
 
 
 def with_values(conditioning: list, values: dict) -> list:

@@ -150,3 +150,14 @@ def test_unknown_words_are_a_warning(model):
 def test_no_prompt_at_all_is_an_error(model):
     with pytest.raises(ValueError, match="pass at least one"):
         encode_prompt(model, [])
+
+
+def test_what_clip_alone_cuts_is_no_warning_and_is_mentioned_once_a_prompt(model, caplog):
+    """The bundled T5 takes fewer tokens than CLIP: a longer one here, as the published one's."""
+    t5 = T5Tokenizer.from_path(BUNDLED["kontext-tiny"] / "tokenizer_2", max_length=512)
+    longer = SimpleNamespace(**{**vars(model), "t5_tokenizer": t5})
+    with caplog.at_level("INFO", logger="kontext"):
+        for _ in range(2):
+            assert encode_prompt(longer, ["make the circle red " * 30]).warnings == ()
+    (line,) = caplog.records
+    assert line.levelname == "INFO" and "first 77 tokens, T5 reads all of it" in line.getMessage()

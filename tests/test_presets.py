@@ -18,7 +18,6 @@ def infer(name: str, like) -> object:
         autoencoder=like.autoencoder,
         t5=like.t5,
         clip=like.clip,
-        text_length=like.text_length,
     )
 
 
@@ -33,7 +32,8 @@ def test_a_model_of_the_published_width_behaves_as_the_published_one():
 
 
 def test_a_small_one_behaves_as_the_bundled_one():
-    assert infer("mine", KONTEXT_TINY).max_area == 128 * 128
+    preset = infer("mine", KONTEXT_TINY)
+    assert preset.max_area == 128 * 128 and preset.text_length == 48
 
 
 def test_parts_that_do_not_belong_together_are_named():

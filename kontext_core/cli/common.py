@@ -34,6 +34,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, loras: bool = True) ->
     )
     group.add_argument("--clip", metavar="PATH", help="CLIP text encoder file or folder, likewise")
     group.add_argument("--vae", metavar="PATH", help="autoencoder file or folder, likewise")
+    for name, part in (("--t5-tokenizer", "T5 encoder"), ("--clip-tokenizer", "CLIP text encoder")):
+        group.add_argument(
+            name,
+            metavar="PATH",
+            help=f"tokenizer of the {part}: a folder or a tokenizer.json (default: beside its weights, else that of "
+            "the ComfyUI which COMFYUI_PATH names)",
+        )
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -76,8 +83,8 @@ def load_model(args: argparse.Namespace) -> KontextModel:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--device {device} cannot be used: {reason}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    options = {"t5": args.t5, "clip": args.clip, "vae": args.vae, "dtype": dtype, "device": device}
-    model = load_model(args.model, **options, budget=args.budget)
+    places = {name: getattr(args, name) for name in ("t5", "clip", "vae", "t5_tokenizer", "clip_tokenizer")}
+    model = load_model(args.model, **places, dtype=dtype, device=device, budget=args.budget)
     if getattr(args, "loras", None):
         _apply_loras(model, args.loras)
     return model

@@ -212,6 +212,7 @@ def load_model(
     vae: str | os.PathLike | None = None,
     t5_tokenizer: str | os.PathLike | None = None,
     clip_tokenizer: str | os.PathLike | None = None,
+    text_length: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     budget: int | None = None,
@@ -224,6 +225,7 @@ def load_model(
         t5, clip, vae: files or folders that take the place of what would be found.
         t5_tokenizer, clip_tokenizer: likewise; by default beside the encoders, or in the ComfyUI that COMFYUI_PATH
             names.
+        text_length: T5 tokens that prompts are padded to; by default the preset's (512 for FLUX.1 Kontext).
         dtype: as for `load_transformer`, for all parts; by default what the device is fast at, float32 on a CPU
             without bfloat16 in hardware; see `devices`.
         device: where to compute; the CPU by default. Of large models only what the budget holds lies there, the
@@ -235,7 +237,7 @@ def load_model(
             budget is too small.
     """
     places = locate.find_model(name_or_folder, t5=t5, clip=clip, vae=vae)
-    t5_words = T5Tokenizer.from_path(locate.find_tokenizer(T5, places, t5_tokenizer))
+    t5_words = locate.find_tokenizer(T5, places, t5_tokenizer)
     clip_words = ClipTokenizer.from_path(locate.find_tokenizer(CLIP, places, clip_tokenizer))
     files = {part: open_weights(path) for part, path in places.parts.items()}
     device = torch.device("cpu" if device is None else device)
@@ -254,20 +256,21 @@ def load_model(
     )
     t5_encoder = placing.text_encoder(files[T5], load_t5)
     clip_encoder = placing.text_encoder(files[CLIP], partial(load_clip, eos_token_id=clip_words.eos_id))
-    for words, encoder, part in ((t5_words, t5_encoder, T5), (clip_words, clip_encoder, CLIP)):
-        if words.vocab_size > encoder.params.vocab_size:
-            raise ValueError(
-                f"{files[part].path}: the encoder knows {encoder.params.vocab_size:,} tokens and its tokenizer has "
-                f"{words.vocab_size:,}: they do not belong together."
-            )
     preset = infer_preset(
         places.name,
         transformer=transformer.params,
         autoencoder=autoencoder.params,
         t5=t5_encoder.params,
         clip=clip_encoder.params,
-        text_length=t5_words.max_length,
+        text_length=text_length,
     )
+    t5_words = T5Tokenizer.from_path(t5_words, max_length=preset.text_length)
+    for words, encoder, part in ((t5_words, t5_encoder, T5), (clip_words, clip_encoder, CLIP)):
+        if words.vocab_size > encoder.params.vocab_size:
+            raise ValueError(
+                f"{files[part].path}: the encoder knows {encoder.params.vocab_size:,} tokens and its tokenizer has "
+                f"{words.vocab_size:,}: they do not belong together."
+            )
     logger.info(
         "loaded %s: %s", places.name, ", ".join(f"{part} {file.path}" for part, file in files.items())
     )

@@ -108,7 +108,7 @@ def parts_beside(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 
 def find_tokenizer(part: str, places: Places, given: str | os.PathLike | None) -> Path:
-    """The folder of a text encoder's tokenizer: given, beside the weights, or the host's copy.
+    """A text encoder's tokenizer: the folder or tokenizer.json that is given, beside the weights, or the host's copy.
 
     Raises:
         ValueError: there is none; the message lists where it was looked for.

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from kontext_core.devices import fast_dtype
 from kontext_core.edit import edit_image
+from kontext_core.presets import KONTEXT_TINY
+from kontext_core.weights import locate
 from kontext_core.weights.convert import convert_file
 from kontext_core.weights.load import load_autoencoder, load_clip, load_model, load_t5, load_transformer
 from kontext_core.weights.packed import PackedOperations
@@ -258,10 +260,20 @@ def test_a_quantised_embedding_gives_its_rows(t5):
 def test_a_whole_folder_becomes_a_model(model_folder, transformer):
     model = load_model(model_folder)
     assert model.name == model_folder.name and model.few_step is None
-    assert model.preset.text_length == 16 and model.preset.transformer == transformer.params
+    assert model.preset.transformer == transformer.params
     assert model.clip.params.eos_token_id == model.clip_tokenizer.eos_id == 53
     model.release("t5", "clip")  # gives pages back; the weights read the same afterwards
     assert torch.isfinite(model.t5(torch.tensor([[3, 4, 1]]))).all()
+
+
+def test_the_text_length_is_the_presets_whatever_the_tokenizers_files_say(model_folder):
+    said = json.loads((model_folder / "tokenizer_2" / "tokenizer_config.json").read_text())[
+        "model_max_length"
+    ]
+    model = load_model(model_folder)
+    assert model.t5_tokenizer.max_length == model.preset.text_length == KONTEXT_TINY.text_length != said
+    other = load_model(model_folder, text_length=20)
+    assert other.t5_tokenizer.max_length == other.preset.text_length == 20
 
 
 def test_a_distilled_transformer_in_the_folder_is_the_few_step_one(model_folder, tmp_path, transformer):
@@ -307,6 +319,25 @@ def test_a_missing_tokenizer_says_where_it_was_looked_for(model_folder, tmp_path
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     with pytest.raises(ValueError, match=r"no tokenizer for a T5.*tokenizer_2.*COMFYUI_PATH"):
         load_model(folder)
+
+
+def test_a_comfyui_lends_its_tokenizers(model_folder, tmp_path, monkeypatch):
+    folder, host = tmp_path / "copy", tmp_path / "ComfyUI" / "comfy"
+    shutil.copytree(model_folder, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(model_folder / "tokenizer_2", host / "text_encoders" / "t5_tokenizer")
+    shutil.copytree(model_folder / "tokenizer", host / "sd1_tokenizer")
+    monkeypatch.setenv("COMFYUI_PATH", str(host.parent))
+    lent, own = load_model(folder), load_model(model_folder)
+    for tokenizer, other in (
+        (lent.t5_tokenizer, own.t5_tokenizer),
+        (lent.clip_tokenizer, own.clip_tokenizer),
+    ):
+        assert torch.equal(tokenizer.encode(["make it red"]).ids, other.encode(["make it red"]).ids)
+    (folder / "tokenizer").mkdir()  # one beside the weights comes first
+    own.clip_tokenizer.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    places = locate.find_model(folder)
+    assert locate.find_tokenizer("clip", places, None) == folder / "tokenizer"
+    assert locate.find_tokenizer("t5", places, None) == host / "text_encoders" / "t5_tokenizer"
 
 
 def test_keys_that_do_not_fit_are_named_with_the_file(tmp_path, transformer):
