@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,20 +70,37 @@ def test_scripts_that_come_first_need_python_alone(script):
             assert name.split(".")[0] in sys.stdlib_module_names, f"{script}:{node.lineno} imports {name}"
 
 
-def test_a_page_of_the_readme_names_only_files_that_exist():
+def readme_map() -> set[str]:
+    """The paths of the README's file map, folders with a slash at their end."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text.split("```\n__init__.py")[1].split("```")[0]
-    for line in tree.splitlines():
-        name = line.split("  ")[0] if not line.startswith("  ") else None
-        inner = re.match(r"  (\S+)", line)
-        path = (
-            ROOT / "kontext_core" / inner.group(1)
-            if inner
-            else ROOT / name.strip()
-            if name and name.strip()
-            else None
-        )
-        assert path is None or path.exists(), path
+    lines = text.split("```\n__init__.py")[1].split("```")[0].splitlines()
+    paths = {"__init__.py"}
+    for line in lines[1:]:
+        name = line.split()[0]
+        paths.add(f"kontext_core/{name}" if line.startswith("  ") else name)
+    return paths
+
+
+def test_the_readmes_file_map_names_only_what_exists():
+    for path in readme_map():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+
+
+def test_the_readmes_file_map_leaves_nothing_out():
+    """Files and folders of the core, folders of the root and of web/; what git ignores or a dot hides is nobody's."""
+    core = {f"kontext_core/{path.name}/" for path in (ROOT / "kontext_core").iterdir() if path.is_dir()}
+    core |= {f"kontext_core/{path.name}" for path in (ROOT / "kontext_core").glob("*.py")}
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode:
+        pytest.skip("the folders of the root are told apart by git")
+    folders = {Path(name).parts[:-1] for name in git.stdout.splitlines()}
+    root = {f"{parts[0]}/" for parts in folders if parts and parts[0] not in ("web", "kontext_core")}
+    web = {f"web/{parts[1]}/" for parts in folders if parts[:1] == ("web",) and parts[1:]}
+    wanted = {
+        path for path in core | root | web if not path.split("/")[-1 - path.endswith("/")].startswith(".")
+    }
+    wanted -= {"kontext_core/__init__.py", "kontext_core/__pycache__/"}
+    assert wanted <= readme_map(), sorted(wanted - readme_map())
 
 
 @pytest.mark.parametrize(
