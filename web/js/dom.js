@@ -37,6 +37,7 @@ const ICONS = {
   minus: "M3 8h10",
   fit: "M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4",
   large: "M9 2h5v5M14 2 8.5 7.5M7 14H2V9M2 14l5.5-5.5",
+  play: "M4.500 2.500v11l9-5.500z",
   close: "M3 3l10 10M13 3 3 13",
   brush: "M14 2 7 9M6 9c-2 0-2 2-2.500 3S2 14 2 14s4 .5 5.500-1S8 9 6 9z",
   erase: "M6 13 2 9l7-7 5 5-6 6zM5.500 6l5 5M6 13h8",

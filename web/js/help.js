@@ -15,6 +15,7 @@ export async function openHelp(beside, use) {
   closeOpen?.();
   if (again) return;
   presets ??= (await ask("presets")).presets;
+  if (!beside.isConnected) return; // its node has gone meanwhile
   const abort = new AbortController();
   const signal = abort.signal;
   const language = Math.max(0, LANGUAGES.indexOf(currentLanguage().slice(0, 2)));
@@ -87,6 +88,11 @@ export async function openHelp(beside, use) {
   if (signal.aborted) return;
   place(popover, beside);
   cards.firstElementChild.focus({ preventScroll: true });
+}
+
+/** Close the presets if they were opened from inside an element. */
+export function closeHelp(element) {
+  if (closeOpen && element.contains(closeOpen.beside)) closeOpen();
 }
 
 function place(popover, beside) {

@@ -65,6 +65,25 @@ export function loader(node, name, type) {
   return null;
 }
 
+/**
+ * Ids of the output nodes that a node's results reach, for the host's queue. Null where the way leads through a
+ * subgraph, in or out: the whole graph is to be queued then.
+ */
+export function outputsAfter(node) {
+  if (node.graph !== (app.rootGraph ?? app.graph)) return null;
+  const [seen, found] = [new Set([node]), []];
+  for (const from of seen) {
+    if (from.subgraph) return null;
+    if (from.constructor.nodeData?.output_node) found.push(String(from.id));
+    for (const id of from.outputs?.flatMap(({ links }) => links ?? []) ?? []) {
+      const link = node.graph.links?.get?.(id) ?? node.graph.links?.[id];
+      const target = link && node.graph.getNodeById(link.target_id);
+      if (target) seen.add(target);
+    }
+  }
+  return found;
+}
+
 /** Take the host's last preview off a node, which would stand below the result. Nodes 2.0: by kontext.css. */
 export function dropPreview(node) {
   if (isVueNodes()) return;

@@ -8,7 +8,7 @@
  *   panel              what a node of ours shows; help: presets and quotes; training: the loss and samples
  *   progress, trouble  the host's messages while something runs
  *   cached             what the host did not need to run again
- *   turns_store, turns the sidebar
+ *   turns_store, turns the sidebar; sessions: the text of Kontext Turns
  */
 
 import { followCached } from "./cached.js";
@@ -40,9 +40,9 @@ function showResults({ detail }) {
   if (shown?.fresh) [shown.results, shown.fresh] = [[], false];
   if (shown) shown.heard = true;
   shown?.setResults(entries);
-  shown?.learn(entries[0]);
+  shown?.learn(entries);
   for (const entry of entries) {
-    if (entry.prompt !== undefined) store.add(entry);
+    if (entry.prompt !== undefined) store.add({ ...entry, start: shown?.startOf(String(detail.node), entry.after) ?? null });
   }
 }
 

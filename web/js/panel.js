@@ -4,11 +4,12 @@
  */
 
 import { button, icon, make } from "./dom.js";
-import { openHelp, quoteSelection } from "./help.js";
+import { closeHelp, openHelp, quoteSelection } from "./help.js";
 import {
-  app, ask, dropPreview, isVueNodes, loadedPicture, loader, origin, pictureSize, setValue, toast, value, viewUrl,
+  app, ask, dropPreview, isVueNodes, loadedPicture, loader, origin, outputsAfter, pictureSize, setValue, toast, value, viewUrl,
 } from "./host.js";
 import { connectEditorMask, maskOf, useMask } from "./mask.js";
+import { startsOf } from "./sessions.js";
 import { openLarge, Stage } from "./stage.js";
 import { bytes, duration, t } from "./text.js";
 import { TrainingView } from "./training.js";
@@ -19,7 +20,8 @@ const STAGE = 260;
 const TRAINING = 230;
 const NOTES = 110; // more than this is scrolled
 
-// What each node of the pack shows. prompt: its instruction's widget; plan: the pictures and settings are known.
+// What each node of the pack shows. prompt: its instruction's widget; plan: the pictures and settings are known, and
+// "Run" stands beside what they need.
 const KINDS = {
   KontextEdit: { stage: true, plan: true, prompt: "prompt", pictures: ["image", "image_2", "image_3", "image_4"] },
   KontextTurns: { stage: true, plan: true, pictures: ["image"] },
@@ -61,6 +63,9 @@ class Panel {
     Object.assign(this, { node, kind, abort: new AbortController(), results: [], index: 0, hints: [], plan: null });
     const signal = this.abort.signal;
     this.chips = make("div", { class: "kontext-row" });
+    if (kind.plan) {
+      this.chips.append(button("play", t("run"), { help: t("run_help"), wide: true, signal, on: () => this.run() }));
+    }
     if (kind.prompt) {
       this.chips.append(
         button("wand", t("presets"), { help: t("presets_help"), wide: true, signal, "aria-haspopup": "dialog",
@@ -91,7 +96,19 @@ class Panel {
       panels.get(node)?.destroy();
     };
     panels.set(node, this);
+    this.sizing = new ResizeObserver(() => this.grow()); // the row wraps as the node is made wider or narrower
+    this.sizing.observe(this.chips);
     this.grow();
+  }
+
+  /** Queue what comes of this node, and nothing else. */
+  async run() {
+    const outputs = outputsAfter(this.node);
+    if (outputs?.length === 0) {
+      toast("warn", t("run"), t("run_none"));
+      return;
+    }
+    await app.queuePrompt(0, 1, ...(outputs ? [outputs] : []));
   }
 
   /** Take the panel and all its listeners away. */
@@ -100,6 +117,8 @@ class Panel {
     this.abort.abort();
     this.stage?.destroy();
     this.training?.destroy();
+    closeHelp(this.element);
+    this.sizing.disconnect();
     if (this.live) URL.revokeObjectURL(this.live);
     this.closeLarge?.();
     this.element.remove();
@@ -107,7 +126,7 @@ class Panel {
 
   /** Least height in pixels for what is shown now. */
   height() {
-    let height = this.chips.hidden ? 0 : ROW * (this.wraps() ? 2 : 1);
+    let height = this.chips.hidden ? 0 : Math.max(ROW, (this.chips.offsetHeight || 0) + 4);
     if (this.notes.childElementCount) height += Math.min(NOTES, this.notes.scrollHeight || 40) + 4;
     if (!this.mark.hidden) height += Math.min(NOTES, this.mark.scrollHeight || 72) + 8;
     if (!this.progress.hidden) height += 22;
@@ -117,10 +136,6 @@ class Panel {
   /** From afar, where the host leaves text fields out, only pictures, curves and trouble stay to be seen. */
   showFromAfar() {
     this.widget.options.hideOnZoom = !(this.stage || this.training || !this.mark.hidden);
-  }
-
-  wraps() {
-    return this.planChips.childElementCount > 2 || (this.kind.prompt && this.planChips.childElementCount > 1);
   }
 
   /** Let the node be tall enough, never smaller than it was made. */
@@ -182,9 +197,18 @@ class Panel {
     this.refreshStage();
   }
 
+  /** The picture that a turn of Kontext Turns went on from; `id` of the node that made the turn ends with its number. */
+  startOf(id, after) {
+    const number = Number(/\.turn(\d+)$/.exec(id)?.[1] ?? 0);
+    if (!number) return null;
+    this.made ??= new Map();
+    this.made.set(number, after);
+    return this.made.get(startsOf(String(value(this.node, "instructions") ?? ""))[number - 1]) ?? null;
+  }
+
   /** A run begins: forget what the last one said. */
   begin() {
-    this.setMark(null);
+    this.setMark(this.lacking?.() ?? null);
     this.heard = false; // whether this run gave a result of this node
     if (this.node.comfyClass === "KontextTurns") this.fresh = true;
   }
@@ -224,6 +248,18 @@ class Panel {
     this.mark.hidden = !text;
     this.mark.replaceChildren(...(text ? [icon("warning"), make("span", { text })] : []));
     this.grow();
+  }
+
+  /** Files of the node's widgets are not there: `lacking` says which, or gives null once a good one is chosen. */
+  setLacking(lacking) {
+    this.lacking = lacking;
+    this.setMark(lacking());
+  }
+
+  /** What was lacking is there. */
+  found() {
+    this.lacking = null;
+    this.setMark(null);
   }
 
   /** Progress of the running node: {value, max, left} with seconds left or null; null when it is over. */
@@ -275,7 +311,10 @@ class Panel {
     this.modelName = asked.model;
     const few = value(node, "few_step") ?? "off";
     this.steps = few === "off" ? Number(value(node, "steps") ?? 0) : Number(few);
-    const key = JSON.stringify([asked, this.steps]);
+    this.evaluations = few === "off" && value(node, "sampler") === "heun" ? 2 : 1; // of the model in a step
+    this.batch = asked.batch_size;
+    this.count = this.batch * (node.comfyClass === "KontextTurns" ? startsOf(String(value(node, "instructions") ?? "")).length : 1);
+    const key = JSON.stringify([asked, this.steps, this.evaluations, this.count]);
     if (key === this.planKey) return;
     this.planKey = key;
     let plan;
@@ -309,10 +348,18 @@ class Panel {
       chip(said.needed, t("memory_help", said), !plan.memory.fits);
       this.memoryNote = plan.memory.fits ? null : t("memory_short", said);
     } else this.memoryNote = null;
-    const rate = plan.tokens && speeds()[this.modelName];
-    if (rate && this.steps) chip(t("time", { time: duration(rate * plan.tokens.total * this.steps) }), t("time_help"));
+    if (plan.tokens && this.steps) chip(...this.sayTime(plan));
     this.planChips.replaceChildren(...chips);
     this.showNotes();
+  }
+
+  /** [words, help] of the time: from this model's last runs, else roughly from the device, else that it is not known. */
+  sayTime({ tokens, seconds_per_step: least }) {
+    const work = this.steps * this.evaluations * this.count;
+    const rate = speeds()[this.modelName];
+    if (rate) return [t("time", { time: duration(rate * tokens.total * work) }), t("time_help")];
+    if (least) return [t("time_rough", { time: duration(least * work) }), t("time_rough_help")];
+    return [t("time_unknown"), t("time_unknown_help")];
   }
 
   async refreshHints(prompt) {
@@ -336,11 +383,13 @@ class Panel {
     this.grow();
   }
 
-  /** Remember how fast this model is here, for the next estimate. */
-  learn(entry) {
-    if (!this.plan?.tokens || !entry?.seconds || !entry.steps) return;
+  /** Remember how fast this model is here, for the next estimate: from the entries of one run, a picture each. */
+  learn(entries) {
+    const [{ seconds, steps }] = entries;
+    if (!this.plan?.tokens || !seconds || !steps) return;
+    const pictures = Math.max(entries.length, this.batch); // the server shows sixteen at most
     const all = speeds();
-    all[this.modelName] = entry.seconds / (entry.steps * this.plan.tokens.total);
+    all[this.modelName] = seconds / (steps * this.evaluations * pictures * this.plan.tokens.total);
     localStorage.setItem("kontext.speeds", JSON.stringify(Object.fromEntries(Object.entries(all).slice(-50))));
     this.showPlan();
   }
@@ -402,8 +451,11 @@ export function watch(milliseconds = 500) {
   return setInterval(() => {
     if (document.hidden) return;
     for (const panel of panels.values()) {
-      if (panel.node.graph) panel.refresh();
-      else panel.destroy();
+      if (!panel.node.graph) panel.destroy();
+      else {
+        panel.refresh();
+        if (panel.lacking && !panel.lacking()) panel.found();
+      }
     }
   }, milliseconds);
 }

@@ -45,6 +45,13 @@ export const ENGLISH = {
     + "Take a smaller size, fewer pictures, or a quantised model.",
   "time": "≈ {time}",
   "time_help": "From this model's last runs here",
+  "time_rough": "≥ {time}",
+  "time_rough_help": "Roughly, until this model has run here: what its steps take at least, by what this device can do",
+  "time_unknown": "time: after the first run",
+  "time_unknown_help": "This model has not run here yet",
+  "run": "Run",
+  "run_help": "Queue this node and what comes of it",
+  "run_none": "Nothing takes this node's picture: connect Preview Image or Save Image.",
   "crops": "crops {percent} %",
   "pads": "pads {percent} %",
   "stretches": "stretches {percent} %",
@@ -80,6 +87,7 @@ export const ENGLISH = {
   "compare_help": "Compare with the turn that is chosen",
   "strip": "Picture strip",
   "strip_help": "Save the sequence as one picture",
+  "strip_cut": "A picture strip holds {count} turns: the newest are in it, the other {left} are not.",
   "workflow": "Workflow",
   "workflow_help": "Save the sequence as a workflow with Kontext Turns",
   "clear": "Clear",
@@ -100,6 +108,7 @@ export const ENGLISH = {
   "hint_weights": "weights in brackets are read as words; use plain sentences",
   "hint_many": "many changes at once; do them one after another as turns and each is followed better",
   "hint_language": "the text encoder does not know these characters; write the instruction in English",
+  "hint_length": "much longer than the words it replaces: the layout may move; a similar length is kept best",
 };
 
 let words = ENGLISH;

@@ -73,7 +73,9 @@ export class TrainingView {
     const label = t("sample_of", { step });
     this.strip.append(make("div", { role: "listitem" }, make("button", { type: "button", class: "kontext-sample", title: label,
       "aria-label": label, signal: this.abort.signal,
-      on: { click: () => openLarge({ before: this.samples[0].url, after: url, caption: label }, this.title()) } },
+      on: { click: () => {
+        this.closeLarge = openLarge({ before: this.samples[0].url, after: url, caption: label }, this.title());
+      } } },
     make("img", { src: url, alt: "" }), make("span", { text: String(step) }))));
     if (this.samples.length > SAMPLES) {
       this.samples.shift();
@@ -86,6 +88,7 @@ export class TrainingView {
   destroy() {
     this.abort.abort();
     if (this.drawing) cancelAnimationFrame(this.drawing);
+    this.closeLarge?.();
     this.element.remove();
   }
 }

@@ -4,9 +4,10 @@ import { api, app, findNode, toast } from "./host.js";
 import { allPanels, attachForMark } from "./panel.js";
 import { t } from "./text.js";
 
-// Widgets of our loaders that name a file.
+// Widgets of our nodes that name a file.
 const FILES = { KontextLoadModel: ["model"], KontextLoadVAE: ["vae"], KontextLoadTextEncoders: ["t5", "clip"],
-  KontextLoadLora: ["lora", "lora_name"] };
+  KontextLoadLora: ["lora"], KontextTrainLora: ["model", "t5", "clip", "vae"], KontextLoadRecord: ["picture"],
+  KontextFaceSimilarity: ["embedder", "detector"] };
 
 /** Follow the host's messages for as long as the page lives. */
 export function followTrouble() {
@@ -20,18 +21,23 @@ export function followTrouble() {
   });
 }
 
-/** Mark loaders whose file is not there, when a workflow is opened. */
+/** Mark nodes whose files are not there, when a workflow is opened; inside subgraphs too. */
 export function markMissingFiles() {
-  const lacking = [];
-  for (const node of (app.rootGraph ?? app.graph)?.nodes ?? []) {
-    for (const name of FILES[node.comfyClass] ?? []) {
-      const found = node.widgets?.find((one) => one.name === name);
-      const options = found?.options?.values;
-      if (!Array.isArray(options) || options.includes(found.value)) continue;
-      const text = t("trouble_missing", { name: found.value });
-      attachForMark(node).setMark(text);
-      lacking.push(text);
-    }
-  }
-  if (lacking.length) toast("warn", t("trouble"), lacking.join("\n"), 15000);
+  const all = everyNode(app.rootGraph ?? app.graph).filter(lackOf);
+  for (const node of all) attachForMark(node).setLacking(() => lackOf(node));
+  if (all.length) toast("warn", t("trouble"), all.map(lackOf).join("\n"), 15000);
+}
+
+/** A sentence for each file that a node names and that the host does not list; null when all are there. */
+function lackOf(node) {
+  const lacking = (FILES[node.comfyClass] ?? []).map((name) => node.widgets?.find((one) => one.name === name))
+    .filter((found) => Array.isArray(found?.options?.values) && !found.options.values.includes(found.value));
+  return lacking.map(({ value }) => t("trouble_missing", { name: value })).join("\n") || null;
+}
+
+/** The nodes of a graph and of the subgraphs in it, each subgraph once. */
+function everyNode(graph, seen = new Set()) {
+  if (!graph || seen.has(graph)) return [];
+  seen.add(graph);
+  return graph.nodes.flatMap((node) => [node, ...everyNode(node.subgraph, seen)]);
 }

@@ -1,12 +1,16 @@
 /** The sidebar's list of every edit: look, compare, branch, do again, save. Only the rows in sight exist. */
 
 import { button, make } from "./dom.js";
-import { app, origin, setValue, toast, upload, value, viewUrl } from "./host.js";
+import { app, origin, setValue, toast, upload, value } from "./host.js";
+import { sessionsOf } from "./sessions.js";
 import { Stage } from "./stage.js";
 import { t } from "./text.js";
 
-const ROW = 88;
-const ADDRESSES = 80; // pictures held at most, more than a strip has
+const ROW = 104;
+const ADDRESSES = 80; // pictures held at most
+const STRIP = { height: 256, width: 8000, most: 2000 }; // pixels of a picture and of a row; a canvas holds no more
+const GAP = 8;
+const CAPTION = 40;
 const MARGIN = 4; // rows beyond the visible ones
 
 export class TurnsPanel {
@@ -86,7 +90,7 @@ export class TurnsPanel {
     const row = make("div", { class: "kontext-turn", role: "option", id: `kontext-turn-${turn.id}`, "aria-selected": "false",
       "aria-setsize": this.store.turns.length, "aria-posinset": index + 1,
       on: { click: (event) => this.select(turn, event.shiftKey || event.ctrlKey || event.metaKey) } },
-    make("img", { class: "kontext-thumb", alt: "", loading: "lazy", src: turn.thumb ?? viewUrl(turn.after) }),
+    make("img", { class: "kontext-thumb", alt: "", src: turn.thumb }),
     make("div", { class: "kontext-about" },
       make("div", { class: "kontext-words", text: turn.prompt || "—", title: turn.prompt }),
       make("div", { class: "kontext-facts", text: facts, title: `${facts}\n${t("drift_help")}` }),
@@ -94,6 +98,9 @@ export class TurnsPanel {
         act("branch", "branch", () => this.branch(turn)), act("redo", "redo", () => this.redo(turn)))));
     row.style.top = `${index * ROW}px`;
     row.turn = turn;
+    if (!turn.thumb) { // its small picture is not made yet, or could not be
+      this.#reachable(turn.after, null).then((found) => { if (found) row.firstElementChild.src = found.url; });
+    }
     return row;
   }
 
@@ -175,39 +182,46 @@ export class TurnsPanel {
 
   /** Do a turn again from the same start with another seed. */
   async redo(turn) {
-    const edit = await this.branch(turn, turn.before);
+    const edit = await this.branch(turn, turn.start ?? turn.before);
     if (!edit) return;
     setValue(edit, "seed", Math.floor(Math.random() * 2 ** 48));
     await app.queuePrompt(0, 1);
   }
 
-  /** Save every turn's picture side by side as one PNG. */
+  /** Save every turn's picture as one PNG, in rows, with its instruction below it. */
   async saveStrip() {
-    const height = 256;
-    const shown = this.store.turns.slice(-60);
-    const images = (await Promise.all(shown.map(async (turn) => load((await this.#reachable(turn.after, turn.thumb))?.url))))
-      .map((image, index) => ({ image, turn: shown[index] })).filter(({ image }) => image);
-    const widths = images.map(({ image }) => Math.round((image.naturalWidth / image.naturalHeight) * height));
+    const { turns } = this.store;
+    const shown = turns.slice(-STRIP.most);
+    const widths = shown.map(({ size }) => Math.min(STRIP.width, Math.round(((size?.[0] ?? 1) / (size?.[1] ?? 1)) * STRIP.height)));
+    const places = [];
+    let [x, y, right] = [GAP, GAP, 0];
+    for (const width of widths) {
+      if (x > GAP && x + width + GAP > STRIP.width) [x, y] = [GAP, y + STRIP.height + CAPTION];
+      places.push([x, y]);
+      x += width + GAP;
+      right = Math.max(right, x);
+    }
     const canvas = document.createElement("canvas");
-    canvas.width = widths.reduce((sum, width) => sum + width + 8, 8);
-    canvas.height = height + 40;
+    canvas.width = right;
+    canvas.height = y + STRIP.height + CAPTION - GAP;
     const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.font = "13px sans-serif";
     context.fillStyle = "#222";
-    let x = 8;
-    images.forEach(({ image, turn }, index) => {
-      context.drawImage(image, x, 8, widths[index], height);
-      context.fillText(turn.prompt, x, height + 28, widths[index]);
-      x += widths[index] + 8;
-    });
+    for (const [index, turn] of shown.entries()) { // one after another: whole pictures of a long session are gigabytes
+      const image = await load((await this.#reachable(turn.after, turn.thumb))?.url);
+      const [left, top] = places[index];
+      if (image) context.drawImage(image, left, top, widths[index], STRIP.height);
+      context.fillText(turn.prompt, left, top + STRIP.height + 20, widths[index]);
+    }
     canvas.toBlob((blob) => download(blob, "kontext-turns.png"), "image/png");
+    const left = turns.length - shown.length;
+    if (left) toast("warn", t("strip"), t("strip_cut", { count: shown.length, left }));
   }
 
-  /** Save the turns as a workflow: the loaders, the first picture, and Kontext Turns with every instruction. */
+  /** Save the turns as a workflow: the loaders, and for each picture that edits began with a Kontext Turns. */
   async saveWorkflow() {
-    const { turns } = this.store;
     const { LiteGraph } = globalThis;
     const graph = new LiteGraph.LGraph();
     const node = (type, x, y) => {
@@ -216,17 +230,21 @@ export class TurnsPanel {
       graph.add(made);
       return made;
     };
-    const first = turns[0].before && await this.#reachable(turns[0].before, null)
-      .then((found) => found && upload(found.url, "kontext-turns-start.png")).catch(() => null);
-    const parts = [["KontextLoadModel", "model"], ["KontextLoadTextEncoders", "clip"], ["KontextLoadVAE", "vae"]];
-    const all = node("KontextTurns", 460, 40);
-    parts.forEach(([type, input], index) => node(type, 40, 40 + index * 150).connect(0, all, slotOf(all, input)));
-    const picture = node("LoadImage", 40, 490);
-    if (first) picture.widgets.find((one) => one.name === "image").value = first;
-    picture.connect(0, all, slotOf(all, "image"));
-    all.connect(0, node("PreviewImage", 900, 40), 0);
-    all.widgets.find((one) => one.name === "instructions").value = turns
-      .map(({ prompt, seed }) => `${prompt.replaceAll(/\s+/g, " ").trim()}${seed === null ? "" : ` [seed ${seed}]`}`).join("\n");
+    const parts = [["KontextLoadModel", "model"], ["KontextLoadTextEncoders", "clip"], ["KontextLoadVAE", "vae"]]
+      .map(([type, input], index) => [node(type, 40, 40 + index * 150), input]);
+    for (const [index, { ref, lines }] of sessionsOf(this.store.turns).entries()) {
+      const y = 40 + index * 760;
+      const all = node("KontextTurns", 460, y);
+      for (const [from, input] of parts) from.connect(0, all, slotOf(all, input));
+      const picture = node("LoadImage", 40, y + 450);
+      const name = await this.#reachable(ref, null)
+        .then((found) => found && upload(found.url, `kontext-turns-start-${index + 1}.png`)).catch(() => null);
+      if (name) picture.widgets.find((one) => one.name === "image").value = name;
+      picture.connect(0, all, slotOf(all, "image"));
+      all.connect(0, node("PreviewImage", 900, y), 0);
+      all.widgets.find((one) => one.name === "instructions").value = lines.join("\n");
+      all.widgets.find((one) => one.name === "chain").value = "pictures"; // as the edits were: each began with a picture
+    }
     download(new Blob([JSON.stringify(graph.serialize(), null, 2)], { type: "application/json" }), "kontext-turns.json");
     for (const made of [...graph.nodes]) graph.remove(made);
   }

@@ -4,7 +4,7 @@
  * kontext/pictures, since the host empties its temporary folder when it starts.
  */
 
-import { api, app, viewUrl } from "./host.js";
+import { api, app, ask, viewUrl } from "./host.js";
 
 const CHUNK = 50;
 const THUMB = 96;
@@ -14,11 +14,14 @@ export const KEEP = { id: "kontext.turns.keep", default: 200 };
 
 export class TurnStore extends EventTarget {
   turns = [];
+  kept = new Set(); // names of the copies
 
   /** Read what is kept. */
   async load() {
     const files = await api.listUserDataFullInfo(".").catch(() => []);
-    const names = files.map((file) => file.path).filter((path) => /^kontext\/turns-\d+\.json$/.test(path));
+    const paths = files.map((file) => file.path);
+    this.kept = new Set(paths.filter((path) => path.startsWith(`${PICTURES}/`)));
+    const names = paths.filter((path) => /^kontext\/turns-\d+\.json$/.test(path));
     names.sort((a, b) => chunkOf(a) - chunkOf(b));
     const read = [];
     for (const name of names) {
@@ -37,7 +40,7 @@ export class TurnStore extends EventTarget {
       id: `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`, time: Date.now(),
       prompt: String(entry.prompt ?? ""), seed: entry.seed ?? null, seconds: entry.seconds ?? null,
       steps: entry.steps ?? null, drift: entry.drift?.psnr ?? null, size: entry.size,
-      before: entry.before ?? null, after: entry.after, thumb: null, thumbBefore: null,
+      before: entry.before ?? null, start: entry.start ?? null, after: entry.after, thumb: null, thumbBefore: null,
     };
     this.turns.push(turn);
     this.dispatchEvent(new Event("change"));
@@ -48,16 +51,17 @@ export class TurnStore extends EventTarget {
   }
 
   /**
-   * The address of a turn's picture {filename, …}: the host's temporary folder, else the kept copy, else null.
+   * The address of a turn's picture {filename, …}: the kept copy, else the host's temporary folder, else null. Neither
+   * is asked for where it is not there, which would stand in the console.
    * An address that begins with "blob:" is to be revoked by who asked.
    */
   async address(ref) {
     if (!ref) return null;
-    const url = viewUrl(ref);
-    const isThere = await fetch(url, { method: "HEAD" }).then((answer) => answer.ok, () => false);
-    if (isThere) return url;
-    const response = await api.getUserData(keptName(ref)).catch(() => null);
-    return response?.ok ? URL.createObjectURL(await response.blob()) : null;
+    if (this.kept.has(keptName(ref))) {
+      const response = await api.getUserData(keptName(ref)).catch(() => null);
+      if (response?.ok) return URL.createObjectURL(await response.blob());
+    }
+    return (await isThere(ref)) ? viewUrl(ref) : null;
   }
 
   /** Copy a turn's pictures, and drop those of the turn that is now too old. */
@@ -65,9 +69,12 @@ export class TurnStore extends EventTarget {
     const limit = Number(app.extensionManager.setting.get(KEEP.id) ?? KEEP.default);
     if (!(limit > 0)) return;
     for (const ref of [turn.after, turn.before].filter(Boolean)) {
+      if (this.kept.has(keptName(ref)) || !(await isThere(ref))) continue;
       const response = await fetch(viewUrl(ref)).catch(() => null);
       if (!response?.ok) continue;
-      await api.storeUserData(keptName(ref), await response.blob(), { overwrite: true, stringify: false, throwOnError: false });
+      const options = { overwrite: true, stringify: false, throwOnError: false };
+      const stored = await api.storeUserData(keptName(ref), await response.blob(), options);
+      if (stored.ok) this.kept.add(keptName(ref));
     }
     const old = this.turns.at(-1 - limit);
     if (!old) return;
@@ -77,12 +84,15 @@ export class TurnStore extends EventTarget {
 
   async #drop(turns, needed = new Set()) {
     const names = new Set(turns.flatMap(({ after, before }) => [after, before].filter(Boolean).map(keptName)));
-    for (const name of names) if (!needed.has(name)) await api.deleteUserData(name).catch(() => null);
+    for (const name of names) {
+      if (needed.has(name) || !this.kept.delete(name)) continue;
+      await api.deleteUserData(name).catch(() => null);
+    }
   }
 
   /** Forget all. */
   async clear() {
-    await this.#drop(this.turns.slice(-Number(app.extensionManager.setting.get(KEEP.id) ?? KEEP.default)));
+    await this.#drop(this.turns);
     const count = Math.ceil(this.turns.length / CHUNK);
     this.turns = [];
     for (let index = 0; index < count; index++) {
@@ -99,6 +109,12 @@ export class TurnStore extends EventTarget {
     });
     return this.saving;
   }
+}
+
+/** Whether the host still has a picture in its temporary folder. */
+async function isThere({ filename }) {
+  const answer = await ask("there", { pictures: [filename] }).catch(() => null);
+  return Boolean(answer?.there.includes(filename));
 }
 
 /** Where the copy of a picture lies in the host's user data. */
@@ -119,11 +135,12 @@ function isSame(turn, entry) {
 function isTurn(turn) {
   const isRef = (ref) => ref === null || (typeof ref?.filename === "string" && typeof ref.type === "string");
   const isThumb = (thumb) => thumb === null || (typeof thumb === "string" && /^data:image\/(webp|png|jpeg);base64,/.test(thumb));
-  return typeof turn?.prompt === "string" && turn.after && isRef(turn.after) && isRef(turn.before ?? null)
+  return typeof turn?.prompt === "string" && turn.after && isRef(turn.after) && isRef(turn.before ?? null) && isRef(turn.start ?? null)
     && isThumb(turn.thumb ?? null) && isThumb(turn.thumbBefore ?? null);
 }
 
 async function thumbnail(ref) {
+  if (!(await isThere(ref))) return null;
   const image = new Image();
   image.src = viewUrl(ref);
   try {
