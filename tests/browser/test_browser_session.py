@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import dev
+from kontext_core.turns import parse_turns
 
 PICTURE = "toy_meadow.png"
 PROMPTS = ("Make the red heart blue", "Make the red heart green")
@@ -199,7 +200,7 @@ def test_two_turns_are_compared_by_click(made):
     made.shot("turns")
 
 
-def test_a_branch_writes_picture_prompt_and_seed_into_the_graph(made):
+def test_a_branch_writes_picture_prompt_and_seed_into_the_graph(made, host):
     made.eval("""() => {
         window.edit.widgets.find((one) => one.name === "prompt").value = "something else";
         window.edit.widgets.find((one) => one.name === "seed").value = 77;
@@ -211,6 +212,45 @@ def test_a_branch_writes_picture_prompt_and_seed_into_the_graph(made):
     assert made.eval(
         "['prompt', 'seed'].map((name) => window.edit.widgets.find((one) => one.name === name).value)"
     ) == [PROMPTS[0], 1]
+    assert _loaded(made, host).tobytes() == _result(made, host, 0).tobytes()
+
+
+def _loaded(made, host) -> Image.Image:
+    """The picture that Load Image names, read from the server's input folder."""
+    name = made.eval("window.load.widgets.find((one) => one.name === 'image').value")
+    return Image.open(host.server.base / "input" / name).convert("RGB")
+
+
+def _result(made, host, number: int) -> Image.Image:
+    """What a turn gave, as the node showed it, read from the server's temporary folder."""
+    turns = json.loads(
+        next(host.server.base.glob("user/**/kontext/turns-0.json")).read_text(encoding="utf-8")
+    )
+    return Image.open(next(host.server.base.glob(f"temp/**/{turns[number]['after']['filename']}"))).convert(
+        "RGB"
+    )
+
+
+def test_keys_compare_and_the_buttons_of_a_row_work_by_key(made, host):
+    rows = made.page.locator(".kontext-list")
+    rows.focus()
+    for key in ("Home", "Shift+ArrowDown"):
+        made.page.keyboard.press(key)
+    made.page.wait_for_function(
+        "document.querySelector('.kontext-turns .kontext-caption')?.textContent.startsWith('#1 | #2')"
+    )
+    branch = _turn(made, PROMPTS[1]).locator("[aria-label^='Put this picture']")
+    rows.focus()
+    for _ in range(2):  # compare, then branch, of the first row
+        made.page.keyboard.press("Tab")
+    assert branch.evaluate("(one) => one === document.activeElement")
+    made.page.keyboard.press("Enter")
+    made.page.wait_for_function(
+        "(prompt) => window.edit.widgets.find((one) => one.name === 'prompt').value === prompt",
+        arg=PROMPTS[1],
+    )
+    made.toast("are in the graph")
+    assert _loaded(made, host).tobytes() == _result(made, host, 1).tobytes()
 
 
 def test_redo_starts_from_the_same_picture_with_another_seed(made):
@@ -256,8 +296,11 @@ def test_the_turns_are_saved_as_a_workflow_that_opens(made):
     saved = json.loads(waiting.value.path().read_text(encoding="utf-8"))
     turns = next(node for node in saved["nodes"] if node["type"] == "KontextTurns")
     lines = next(value for value in turns["widgets_values"] if isinstance(value, str) and PROMPTS[0] in value)
-    assert [line.split(" [")[0] for line in lines.splitlines()] == [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    assert "[seed 1]" in lines.splitlines()[0]
+    # three edits of one picture, not a chain of three
+    session = parse_turns(lines)
+    assert [turn.instruction for turn in session.turns] == [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    assert [turn.parent for turn in session.turns] == [None, None, None]
+    assert session.turns[0].seed == 1
     kinds = made.eval("""async (saved) => {
         await app.loadGraphData(saved);
         return app.graph.nodes.map((node) => node.type).sort();
@@ -278,6 +321,34 @@ def test_the_turns_are_saved_as_a_workflow_that_opens(made):
     assert first.startswith("kontext-turns-start")
 
 
+def test_a_saved_session_keeps_where_each_turn_began(made):
+    """Branches, a second try, a picture made from words, and turns that handed a latent on (`start`)."""
+    picture = {name: {"filename": name, "subfolder": "", "type": "temp"} for name in "pabcdefgx"}
+    turns = [
+        {"prompt": "one", "seed": 1, "before": picture["p"], "after": picture["a"]},
+        {"prompt": "two", "seed": 2, "before": picture["p"], "after": picture["b"]},
+        {"prompt": "three", "seed": 3, "before": picture["b"], "after": picture["c"]},
+        {"prompt": "redo 1", "seed": 4, "before": picture["a"], "after": picture["d"]},
+        {"prompt": "from words", "seed": 5, "before": None, "after": picture["x"]},
+        {"prompt": "six", "seed": 6, "before": picture["x"], "after": picture["e"]},
+        {"prompt": "seven", "seed": 7, "before": picture["p"], "start": picture["d"], "after": picture["f"]},
+    ]
+    sessions = made.eval(
+        "async (turns) => (await import('/extensions/flux-kontext/js/sessions.js')).sessionsOf(turns)", turns
+    )
+    assert [session["ref"]["filename"] for session in sessions] == ["p", "x"]
+    first, second = (parse_turns("\n".join(session["lines"])) for session in sessions)
+    assert [(turn.instruction, turn.parent, turn.seed) for turn in first.turns] == [
+        ("one", None, 1), ("two", None, 2), ("three", 1, 3), ("redo 1", 0, 4), ("seven", 3, 7),
+    ]  # fmt: skip
+    assert [(turn.instruction, turn.parent) for turn in second.turns] == [("six", None)]
+    text = "one\ntwo\nfrom 1: three\nredo 3 [seed 9]\nfrom 0: five"
+    starts = made.eval(
+        "async (text) => (await import('/extensions/flux-kontext/js/sessions.js')).startsOf(text)", text
+    )
+    assert starts == [0 if turn.parent is None else turn.parent + 1 for turn in parse_turns(text).turns]
+
+
 @pytest.mark.parametrize("language", ["zh", "ja"])
 def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
     """The words come from locales/<language>/main.json; none is left in English."""
@@ -287,7 +358,11 @@ def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
         made.graph()
         made.page.wait_for_selector(".kontext-chip")
         said = made.page.locator(".kontext-panel .kontext-wide").first.inner_text()
-        assert said.strip() == words["presets"]
+        assert said.strip() == words["run"]
+        settings = json.loads((dev.ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
+        assert settings["kontext_turns_keep"] == {"name": words["keep"], "tooltip": words["keep_help"]}
+        served = made.page.request.get(f"{host.server.url}/i18n").json()[language]
+        assert served["settings"]["kontext_turns_keep"]["name"] == words["keep"]
         assert (
             made.page.locator(".kontext-panel .kontext-view").first.get_attribute("aria-label")
             == words["view"]

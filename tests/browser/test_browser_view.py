@@ -105,7 +105,7 @@ def test_the_mouse_moves_the_divider(edited, handle):
 
 
 def test_presets_write_the_prompt(edited):
-    edited.page.locator(".kontext-panel .kontext-wide").first.click()
+    edited.page.locator(".kontext-panel .kontext-wide", has_text="Presets").first.click()
     edited.page.wait_for_selector(".kontext-popover")
     edited.page.locator("[data-preset=replace_text]").click()
     edited.page.locator(".kontext-field[name=old]").fill("OPEN")
