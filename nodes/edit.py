@@ -100,6 +100,14 @@ class KontextEdit(io.ComfyNode):
                     tooltip="Edits this latent, such as an earlier edit's, instead of encoding image, with no loss; "
                     "image then only says what to come back to. Its noise mask limits where the edit may change.",
                 ),
+                io.String.Input(
+                    "record",
+                    default="",
+                    force_input=True,
+                    optional=True,
+                    tooltip="Of the edit whose latent or picture this one goes on from: this record then holds that "
+                    "one's instructions and settings too.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The edit, at the picture's own size and framing."),
@@ -116,15 +124,13 @@ class KontextEdit(io.ComfyNode):
     def execute(
         cls, model, clip, vae, prompt, seed, steps, guidance, few_step, fit, padding, convention, width, height,
         sampler, shift, mu, batch_size, bfl_parity, image=None, image_2=None, image_3=None, image_4=None, latent=None,
+        record="",
     ) -> io.NodeOutput:  # fmt: skip
         settings = {
             "seed": seed, "steps": steps, "guidance": guidance, "few_step": few_step, "fit": fit, "padding": padding,
             "convention": convention, "width": width, "height": height, "sampler": sampler, "shift": shift, "mu": mu,
             "batch_size": batch_size, "bfl_parity": bfl_parity, "latent": latent is not None,
         }  # fmt: skip
-        record = host_record.make(
-            cls.hidden, model, "KontextEdit", prompt, settings, [image, image_2, image_3, image_4]
-        )
         if bfl_parity:
             fit, shift, sampler = "stretch", "resolution", "euler"
         size, area = asked_size(width, height), host.preferred_area(vae)
@@ -149,6 +155,10 @@ class KontextEdit(io.ComfyNode):
             references if image is not None or latent is not None else [], size, area
         )
         batch = batch_of(batch_size, references)
+        pictures = [image, image_2, image_3, image_4]
+        record = host_record.make(
+            cls.hidden, model, "KontextEdit", prompt, {**settings, "batch": batch}, pictures, record
+        )
         conditioning, warnings = host_graph.encode_prompt(clip, prompt, BFL_TEXT_LENGTH if bfl_parity else 0)
         conditioning = host_graph.with_values(conditioning, {"guidance": guidance})
         for reference in references:
@@ -182,6 +192,8 @@ class KontextEdit(io.ComfyNode):
         result = decoded
         if plan is not None and size is None:
             result = restore(images.from_comfy(decoded)[0], plan, image)
+        elif plan is not None:
+            result = with_alpha(decoded, plan, image)
         if plan is None:
             plan = core.fit((decoded.shape[2], decoded.shape[1]), "keep")
         seconds = time.perf_counter() - started
@@ -191,6 +203,20 @@ class KontextEdit(io.ComfyNode):
             image, result, prompt=prompt, seed=seed, steps=len(sigmas) - 1, seconds=round(seconds, 2)
         )
         return io.NodeOutput(result, {"samples": samples}, plan, record, ui=shown)
+
+
+def with_alpha(decoded: torch.Tensor, plan: core.Geometry, image: torch.Tensor) -> torch.Tensor:
+    """IMAGE at a size that was asked for, with its picture's transparency brought there as the picture was.
+
+    What pad adds is opaque, since the model painted it; mirrored padding mirrors the transparency.
+    """
+    _, alpha = images.from_comfy(image)
+    if alpha is None:
+        return decoded
+    cover = core.apply(
+        plan, 1 - alpha, bounds=(0.0, 1.0)
+    )  # padding is the lower bound: nothing is see-through
+    return images.to_comfy(images.from_comfy(decoded)[0], (1 - cover).expand(len(decoded), -1, -1, -1))
 
 
 def check_latent(latent: dict, plan: core.Geometry | None) -> torch.Tensor:

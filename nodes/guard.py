@@ -15,15 +15,20 @@ class KontextGuard(io.ComfyNode):
             node_id="KontextGuard",
             display_name="Kontext Guard",
             category=CATEGORY,
-            description="Stops at the first NaN or black picture instead of saving it, and names the block, the dtype "
-            "and what to try. Connect a model, a latent or a picture; costs nothing while all is well.",
+            description="Stops at the first NaN or black picture instead of saving it, and says what to try. In a "
+            "model the block and its dtype are named, for a picture the stage. Costs nothing while all is well.",
             search_aliases=["nan", "black image", "debug", "check"],
             inputs=[
                 io.Model.Input(
                     "model", optional=True, tooltip="Watched while it samples: the first bad block is named."
                 ),
                 io.Latent.Input("latent", optional=True, tooltip="Checked for NaN and infinite values."),
-                io.Image.Input("image", optional=True, tooltip="Checked for NaN and for black pictures."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Checked for NaN and for black pictures. With its latent connected too it is known whether "
+                    "the VAE's decode was at fault.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, watched."),
@@ -39,5 +44,5 @@ class KontextGuard(io.ComfyNode):
         if latent is not None:
             host_guard.check_latent(latent["samples"])
         if image is not None:
-            host_guard.check_image(image)
+            host_guard.check_image(image, latent_is_finite=latent is not None)
         return io.NodeOutput(None if model is None else host_guard.guarded(model), latent, image)

@@ -128,16 +128,29 @@ def check_latent(samples: Tensor) -> None:
         )
 
 
-def check_image(image: Tensor) -> None:
-    """Raises BadNumbers for a picture of a batch (B, H, W, C) that is not finite, or black."""
+def check_image(image: Tensor, latent_is_finite: bool = False) -> None:
+    """Stop at a picture of a batch (B, H, W, C) that is not finite, or black.
+
+    A picture cannot say which block it came from: the stage is named, and for sure only when its latent was looked at.
+
+    Raises:
+        BadNumbers: with the stage and what to try.
+    """
+    if latent_is_finite:
+        stage = "its latent is finite, so it began in the VAE's decode"
+        tries = "start ComfyUI with --fp32-vae, and check the VAE's file with `kontext inspect`"
+    else:
+        stage = "it began in the VAE's decode, or in the model before it"
+        tries = (
+            "connect the latent too, to see which, and put a Kontext Guard on the MODEL, which names the block; for "
+            "the VAE start ComfyUI with --fp32-vae"
+        )
     for number, picture in enumerate(image, start=1):
         if not finite(picture):
             raise BadNumbers(
-                f"picture {number} holds {kind(picture)}: if the latent is finite it is the VAE's dtype; start ComfyUI "
-                "with --fp32-vae"
+                f"picture {number} holds {kind(picture)}, in {_dtype(picture)}: {stage}; {tries}"
             )
         if float(picture[..., :3].max()) <= BLACK:
             raise BadNumbers(
-                f"picture {number} is black: NaN becomes black where it is not caught. Put a Kontext Guard on the "
-                "MODEL and on the LATENT to see where it begins; if both pass, start ComfyUI with --fp32-vae"
+                f"picture {number} is black, which is what NaN becomes where it is not caught: {stage}; {tries}"
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..kontext_core.models.lora import LoraFile, Patch
 from ..kontext_core.models.lora_apply import LoraReport, host_patches
-from .host import BUNDLED_LORAS, SUFFIXES
+from .host import BUNDLED_LORAS, LORAS, SUFFIXES
 from .host_layers import logical_shapes
 
 
@@ -64,6 +64,8 @@ def add_lora(
         shapes |= _shapes(clip.patcher.model)
     patches, report = host_patches(file, strength_model, shapes)
     model = model.clone()
+    if strength_model:
+        model.set_attachments(LORAS, (*(model.get_attachment(LORAS) or ()), file.name))
     clip = clip.clone() if clip is not None else None
     sides = [(model, "diffusion_model.", strength_model)]
     if clip is not None:

@@ -42,6 +42,7 @@ def make(
     prompt: str,
     settings: Mapping[str, Any],
     pictures: Sequence[Tensor | None],
+    earlier: str = "",
 ) -> str:
     """JSON of a record of one node's run.
 
@@ -50,21 +51,83 @@ def make(
         model: MODEL.
         settings: the node's widgets.
         pictures: IMAGEs that went in, None where none is connected.
+        earlier: JSON of the record of the edit that this one goes on from: its instructions come first, its
+            settings are kept under "earlier", and its pictures before those that are new here.
+
+    Raises:
+        ValueError: `earlier` is no record.
     """
-    inputs = []
+    before = Record.from_json(earlier) if earlier.strip() else None
+    settings, prompts, inputs, turn = dict(settings), (prompt,), [], ""
+    if before is not None:
+        first = list(before.settings.get("earlier", ()))
+        own = {key: value for key, value in before.settings.items() if key not in ("earlier", "index")}
+        settings["earlier"] = [*first, own]
+        prompts, inputs = (*before.prompts, prompt), list(before.inputs)
+        turn = f"turn {len(prompts)} "
+    known = {item.digest for item in inputs}
     for number, picture in enumerate(pictures, start=1):
         for index, single in enumerate(() if picture is None else images.from_comfy(picture)[0]):
-            inputs.append(stamp_picture(f"image {number}", f"{number}.{index}", single[None]))
+            item = stamp_picture(f"{turn}image {number}", f"{number}.{index}", single[None])
+            if before is None or item.digest not in known:
+                inputs.append(item)
     return Record(
         action=action,
-        prompts=(prompt,),
-        settings=dict(settings),
+        prompts=prompts,
+        settings=settings,
         inputs=tuple(inputs),
         weights=stamp_files(hidden.prompt or {}, str(hidden.unique_id or "")),
         versions=current_versions(
             model.load_device, model.model.manual_cast_dtype or model.model.get_dtype()
         ),
     ).to_json()
+
+
+def replay(record: Record) -> dict[str, Any]:
+    """What Kontext Edit, or Kontext Turns for several instructions, is given to make a record's picture again.
+
+    A picture of a batch is made alone, from the seed that was its own. Noise as BFL draws it is one draw for the whole
+    batch: the batch is then made again, and `index` says which picture of it is meant.
+
+    Raises:
+        ValueError: the record lacks a seed, steps or guidance.
+    """
+    settings = record.settings
+    missing = [key for key in ("seed", "steps", "guidance") if key not in settings]
+    if missing:
+        raise ValueError(f"the record holds no {', '.join(missing)}: {record.action} does not write them")
+    bfl = bool(settings.get("bfl_parity", settings.get("bfl", False)))  # the command line's name is shorter
+    batch = int(settings.get("batch", settings.get("batch_size", 1)))
+    index = int(settings.get("index", 0))
+    shift = settings.get("shift", "resolution")
+    size = settings.get("size", [settings.get("width", 0), settings.get("height", 0)])
+    width, height = (0, 0) if size == "auto" else size
+    turns = [*settings.get("earlier", ()), settings]
+    seeds = [int(turn["seed"]) + (0 if bfl else index) for turn in turns]
+    lines = list(record.prompts)
+    if len(lines) == len(turns):  # a turn's seed is the one before's plus 1 unless its line says otherwise
+        for number in range(1, len(turns)):
+            if seeds[number] != seeds[number - 1] + 1:
+                lines[number] += f" [seed {seeds[number]}]"
+    return {
+        "prompt": "\n".join(lines),
+        "seed": seeds[0],
+        "steps": int(settings["steps"]),
+        "guidance": float(settings["guidance"]),
+        "few_step": str(settings.get("few_step") or "off"),
+        "fit": str(settings.get("fit", "stretch")),
+        "padding": str(settings.get("padding", "mirror")),
+        "convention": str(settings.get("convention", "offset")),
+        "width": int(width),
+        "height": int(height),
+        "sampler": str(settings.get("sampler", "euler")),
+        "shift": shift if isinstance(shift, str) else "constant",
+        "mu": float(settings.get("mu", 1.15) if isinstance(shift, str) else shift),
+        "batch_size": int(settings.get("batch_size", 1)) if bfl else 1,
+        "bfl_parity": bfl,
+        "chain": "latents" if settings.get("latent") or len(turns) == 1 else "pictures",
+        "index": index if bfl and batch > 1 else 0,
+    }
 
 
 def stamp_files(prompt: Mapping[str, Any], node_id: str) -> tuple[Stamp, ...]:

@@ -7,7 +7,13 @@ from comfy_api.latest import io, ui
 from ..kontext_core import images
 from ..kontext_core.record import load_record
 from . import host_graph, host_record
-from .schema import CATEGORY, make_schema
+from .schema import CATEGORY, Choice, make_schema
+
+# Of `host_record.replay`, in the order of the outputs behind the record.
+REPLAYED = (
+    "few_step", "fit", "padding", "convention", "width", "height", "sampler", "shift", "mu", "batch_size",
+    "bfl_parity", "chain", "index",
+)  # fmt: skip
 
 
 class KontextSave(io.ComfyNode):
@@ -32,7 +38,7 @@ class KontextSave(io.ComfyNode):
                     default="",
                     force_input=True,
                     optional=True,
-                    tooltip="From Kontext Edit. Without one only the graph is saved.",
+                    tooltip="From Kontext Edit or Kontext Turns. Without one only the graph is saved.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -68,10 +74,39 @@ class KontextLoadRecord(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture."),
                 io.String.Output(display_name="prompt", tooltip="Its instructions, a line each."),
-                io.Int.Output(display_name="seed", tooltip="Its seed."),
+                io.Int.Output(
+                    display_name="seed",
+                    tooltip="Its own seed, in a batch too; of several turns the first one's.",
+                ),
                 io.Int.Output(display_name="steps", tooltip="Its number of steps."),
                 io.Float.Output(display_name="guidance", tooltip="Its guidance."),
                 io.String.Output(display_name="record", tooltip="All of the record, as JSON."),
+                Choice.Output(
+                    display_name="few_step", tooltip="Its few_step; off for a usual number of steps."
+                ),
+                Choice.Output(display_name="fit", tooltip="How its picture met the model's size."),
+                io.String.Output(display_name="padding", tooltip="What was put around it by pad."),
+                Choice.Output(display_name="convention", tooltip="Where its references were placed."),
+                io.Int.Output(
+                    display_name="width", tooltip="The width that was asked for; 0 for its picture's own."
+                ),
+                io.Int.Output(
+                    display_name="height", tooltip="The height that was asked for; 0 for its picture's own."
+                ),
+                Choice.Output(display_name="sampler", tooltip="Its sampler."),
+                Choice.Output(display_name="shift", tooltip="Its shift."),
+                io.Float.Output(display_name="mu", tooltip="Its constant shift."),
+                io.Int.Output(
+                    display_name="batch_size",
+                    tooltip="1: a picture of a batch is made again alone, from its own seed. The batch's length with "
+                    "bfl_parity, whose noise is one draw for a batch.",
+                ),
+                io.Boolean.Output(display_name="bfl_parity", tooltip="Whether it was made as BFL does it."),
+                Choice.Output(display_name="chain", tooltip="How its turns went on, for Kontext Turns."),
+                io.Int.Output(
+                    display_name="index",
+                    tooltip="Which picture of the batch it is, from 0, when the batch is made again.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -95,16 +130,14 @@ class KontextLoadRecord(io.ComfyNode):
         lines += [f"{item.role}: {item.name} {item.digest}" for item in record.weights]
         lines += [f"{key} {value}" for key, value in record.versions.items()]
         host_graph.tell(cls.hidden.unique_id, [*record.prompts, *lines[:6]])
-        missing = [key for key in ("seed", "steps", "guidance") if key not in record.settings]
-        if missing:
-            names = ", ".join(missing)
-            raise ValueError(f"the record of {picture} holds no {names}: {record.action} does not write them")
+        try:
+            again = host_record.replay(record)
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from error
         return io.NodeOutput(
             images.to_comfy(loaded.image, loaded.alpha),
-            "\n".join(record.prompts),
-            int(record.settings["seed"]),
-            int(record.settings["steps"]),
-            float(record.settings["guidance"]),
+            *(again[key] for key in ("prompt", "seed", "steps", "guidance")),
             record.to_json(),
+            *(again[key] for key in REPLAYED),
             ui=ui.PreviewText("\n".join([*record.prompts, *lines])),
         )

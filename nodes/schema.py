@@ -10,6 +10,8 @@ from comfy_api.latest import io
 CATEGORY = "Kontext"
 
 KontextGeometry = io.Custom("KONTEXT_GEOMETRY")
+# What a combo widget takes over a link: the host's own combo output stands for one list of choices.
+Choice = io.Custom("COMBO")
 
 # Hosts from 0.4 on fold rarely changed widgets away.
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input.__init__).parameters else {}

@@ -86,6 +86,10 @@ class KontextTurns(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="Its latent, to go on from without loss."),
                 io.Image.Output(display_name="drift", tooltip="The drift against the first picture, drawn."),
                 io.String.Output(display_name="report", tooltip="The drift in numbers, a line a turn."),
+                io.String.Output(
+                    display_name="record",
+                    tooltip="How the chosen turn was made, with all turns that led to it, for Kontext Save.",
+                ),
             ],
             enable_expand=True,
         )
@@ -124,6 +128,7 @@ class KontextTurns(io.ComfyNode):
             if step.parent is not None:
                 before = edits[step.parent]
                 inputs |= {"latent": before.out(1)} if chain == "latents" else {"image": before.out(0)}
+                inputs |= {"record": before.out(3)}
             edits.append(graph.node("KontextEdit", id=f"turn{number}", **inputs))
             here = edits[-1].out(0)
             images = here if images is None else graph.node(
@@ -135,5 +140,11 @@ class KontextTurns(io.ComfyNode):
         drift = graph.node("KontextDrift", id="drift", **drift_inputs)
         result = edits[chosen - 1]
         return io.NodeOutput(
-            images, result.out(0), result.out(1), drift.out(0), drift.out(1), expand=graph.finalize()
+            images,
+            result.out(0),
+            result.out(1),
+            drift.out(0),
+            drift.out(1),
+            result.out(3),
+            expand=graph.finalize(),
         )
