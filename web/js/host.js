@@ -136,14 +136,7 @@ export function pictureSize(url) {
   return sizes.get(url);
 }
 
-/** Put the picture at an address into the host's input folder; the name by which Load Image knows it. */
-export async function upload(url, name) {
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
-  return uploadBlob(await answer.blob(), name);
-}
-
-/** The same for a picture in memory. */
+/** Put a picture into the host's input folder; the name by which Load Image knows it. */
 export async function uploadBlob(blob, name) {
   const form = new FormData();
   form.append("image", new File([blob], name, { type: blob.type || "image/png" }));

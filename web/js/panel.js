@@ -126,7 +126,8 @@ class Panel {
 
   /** Least height in pixels for what is shown now. */
   height() {
-    let height = this.chips.hidden ? 0 : Math.max(ROW, (this.chips.offsetHeight || 0) + 4);
+    this.chipsHeight = this.chips.offsetHeight || this.chipsHeight || ROW; // 0 while the host leaves the panel out
+    let height = this.chips.hidden ? 0 : Math.max(ROW, this.chipsHeight + 4);
     if (this.notes.childElementCount) height += Math.min(NOTES, this.notes.scrollHeight || 40) + 4;
     if (!this.mark.hidden) height += Math.min(NOTES, this.mark.scrollHeight || 72) + 8;
     if (!this.progress.hidden) height += 22;

@@ -1,7 +1,7 @@
 /** The sidebar's list of every edit: look, compare, branch, do again, save. Only the rows in sight exist. */
 
 import { button, make } from "./dom.js";
-import { app, origin, setValue, toast, upload, value } from "./host.js";
+import { app, origin, setValue, toast, uploadBlob, value } from "./host.js";
 import { sessionsOf } from "./sessions.js";
 import { Stage } from "./stage.js";
 import { t } from "./text.js";
@@ -170,12 +170,12 @@ export class TurnsPanel {
     }
     setValue(edit, "prompt", turn.prompt);
     if (turn.seed !== null) setValue(edit, "seed", turn.seed);
-    const picture = from && await this.#reachable(from, null);
+    const picture = from && await this.store.picture(from);
     if (from && !picture) {
       toast("warn", t("branch"), t("gone_branch"));
       return null;
     }
-    if (picture) await putPicture(edit, picture.url, from.filename);
+    if (picture) await putPicture(edit, picture, from.filename);
     toast("success", t("branch"), t("branched"), 4000);
     return edit;
   }
@@ -237,8 +237,8 @@ export class TurnsPanel {
       const all = node("KontextTurns", 460, y);
       for (const [from, input] of parts) from.connect(0, all, slotOf(all, input));
       const picture = node("LoadImage", 40, y + 450);
-      const name = await this.#reachable(ref, null)
-        .then((found) => found && upload(found.url, `kontext-turns-start-${index + 1}.png`)).catch(() => null);
+      const first = await this.store.picture(ref);
+      const name = first && await uploadBlob(first, `kontext-turns-start-${index + 1}.png`);
       if (name) picture.widgets.find((one) => one.name === "image").value = name;
       picture.connect(0, all, slotOf(all, "image"));
       all.connect(0, node("PreviewImage", 900, y), 0);
@@ -267,8 +267,8 @@ function findEdit() {
 }
 
 /** Let an edit begin with a picture: in its Load Image, or in a new one. */
-async function putPicture(edit, url, filename) {
-  const name = await upload(url, filename);
+async function putPicture(edit, picture, filename) {
+  const name = await uploadBlob(picture, filename);
   let from = origin(edit, "image");
   if (from?.comfyClass !== "LoadImage") {
     from = globalThis.LiteGraph.createNode("LoadImage");

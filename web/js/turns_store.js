@@ -56,12 +56,23 @@ export class TurnStore extends EventTarget {
    * An address that begins with "blob:" is to be revoked by who asked.
    */
   async address(ref) {
-    if (!ref) return null;
-    if (this.kept.has(keptName(ref))) {
-      const response = await api.getUserData(keptName(ref)).catch(() => null);
-      if (response?.ok) return URL.createObjectURL(await response.blob());
-    }
-    return (await isThere(ref)) ? viewUrl(ref) : null;
+    const copy = await this.#copy(ref);
+    if (copy) return URL.createObjectURL(copy);
+    return ref && (await isThere(ref)) ? viewUrl(ref) : null;
+  }
+
+  /** The picture itself as a Blob; null when it is gone. */
+  async picture(ref) {
+    const copy = await this.#copy(ref); // the host's policy lets no script fetch a "blob:" address
+    if (copy || !ref || !(await isThere(ref))) return copy;
+    const response = await fetch(viewUrl(ref)).catch(() => null);
+    return response?.ok ? response.blob() : null;
+  }
+
+  async #copy(ref) {
+    if (!ref || !this.kept.has(keptName(ref))) return null;
+    const response = await api.getUserData(keptName(ref)).catch(() => null);
+    return response?.ok ? response.blob() : null;
   }
 
   /** Copy a turn's pictures, and drop those of the turn that is now too old. */
@@ -69,11 +80,10 @@ export class TurnStore extends EventTarget {
     const limit = Number(app.extensionManager.setting.get(KEEP.id) ?? KEEP.default);
     if (!(limit > 0)) return;
     for (const ref of [turn.after, turn.before].filter(Boolean)) {
-      if (this.kept.has(keptName(ref)) || !(await isThere(ref))) continue;
-      const response = await fetch(viewUrl(ref)).catch(() => null);
-      if (!response?.ok) continue;
+      const picture = this.kept.has(keptName(ref)) ? null : await this.picture(ref);
+      if (!picture) continue;
       const options = { overwrite: true, stringify: false, throwOnError: false };
-      const stored = await api.storeUserData(keptName(ref), await response.blob(), options);
+      const stored = await api.storeUserData(keptName(ref), picture, options);
       if (stored.ok) this.kept.add(keptName(ref));
     }
     const old = this.turns.at(-1 - limit);
