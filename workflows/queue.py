@@ -187,8 +187,16 @@ class Client:
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
 
     def connect(self) -> None:
+        """Open the websocket unless it is open.
+
+        Raises:
+            WorkflowError: nothing answers.
+        """
         if self.socket is None:
-            self.socket = WebSocket(f"{self.server}/ws?clientId={self.client_id}", timeout=5)
+            try:
+                self.socket = WebSocket(f"{self.server}/ws?clientId={self.client_id}", timeout=5)
+            except OSError as error:
+                raise WorkflowError(f"no ComfyUI answers at {self.server}: {error}") from None
 
     def queue(self, workflow: dict) -> str:
         """Queue a workflow; returns its prompt id.

@@ -6,6 +6,7 @@ The ComfyUI is the one that COMFYUI_PATH names (with COMFYUI_PYTHON to run it), 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -23,10 +24,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import dev
-from kontext_core.models.autoencoder import Autoencoder
-from kontext_core.models.clip import ClipTextEncoder
-from kontext_core.models.t5 import T5Encoder
-from kontext_core.models.transformer import Flux
+from kontext_core.models.autoencoder import Autoencoder, AutoencoderParams
+from kontext_core.models.clip import ClipParams, ClipTextEncoder
+from kontext_core.models.t5 import T5Encoder, T5Params
+from kontext_core.models.transformer import Flux, TransformerParams
 from kontext_core.presets import KONTEXT_TINY
 from kontext_core.weights.locate import BUNDLED
 
@@ -108,6 +109,62 @@ def put_face_network(host: Host) -> str:
     return path.name
 
 
+def save_mostly_zero(
+    path: Path, shapes: dict[str, tuple[int, ...]], values: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """A safetensors file of these shapes that is zero, and takes no room, where `values` gives nothing."""
+    entries, position = {}, 0
+    for name, shape in shapes.items():
+        end = position + math.prod(shape) * dtype.itemsize
+        kind = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        start = file.tell()
+        for name, value in values.items():
+            assert tuple(value.shape) == tuple(shapes[name]), name
+            file.seek(start + entries[name]["data_offsets"][0])
+            file.write(value.to(dtype).contiguous().view(torch.int16).numpy().tobytes())
+        file.truncate(start + position)
+
+
+def put_vision_network(host: Host) -> str:
+    """A CLIP vision file of ViT-L's shapes: embeddings, one layer that mixes the places, and a projection; no more."""
+    width, generator = 1024, torch.Generator().manual_seed(0)
+    root = "vision_model"
+    shapes = {
+        f"{root}.embeddings.class_embedding": (width,),
+        f"{root}.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        f"{root}.embeddings.position_embedding.weight": (257, width),
+        "visual_projection.weight": (768, width),
+    }
+    norms = [f"{root}.pre_layrnorm", f"{root}.post_layernorm"]
+    for number in range(24):
+        layer = f"{root}.encoder.layers.{number}"
+        norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
+        linear = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+        linear |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        for name, shape in linear.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+    for name in norms:
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    drawn = [
+        *[name for name in shapes if "embeddings" in name or name.startswith("visual")],
+        *[f"{root}.encoder.layers.0.self_attn.{name}_proj.weight" for name in ("v", "out")],
+    ]
+    values = {}
+    for name in drawn:
+        spread = math.prod(shapes[name][1:]) ** -0.5
+        values[name] = torch.randn(shapes[name], generator=generator) * spread
+    values |= {f"{name}.weight": torch.ones(width) for name in norms}
+    path = host.put_model("clip_vision", "random_vision.safetensors")
+    save_mostly_zero(path, shapes, values, torch.float16)
+    return path.name
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> tuple[Path, Path]:
     """(folder of the ComfyUI, the Python that runs it)."""
@@ -117,11 +174,15 @@ def comfyui() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def host(comfyui, tmp_path_factory) -> Iterator[Host]:
-    """The session's server. Its models are a face network and what tests put there; the bundled model is there too."""
+    """The session's server: a face network, a vision network, what tests put there, and the bundled model."""
     base = tmp_path_factory.mktemp("comfyui")
+    small = base / "custom_nodes" / "small_encoders"
+    small.mkdir(parents=True)
+    (small / "__init__.py").write_text(SMALL_ENCODERS)
     with dev.ComfyServer(*comfyui, base) as server:
         host = Host(server)
         put_face_network(host)
+        put_vision_network(host)
         yield host
         host.client.close()
 
@@ -155,6 +216,94 @@ def tiny(host) -> dict[str, str]:
         folder = host.put_model("text_encoders", name)
         shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
     return names
+
+
+def linear_weights(module: torch.nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights that keep the size of what passes: spread 1/sqrt(inputs), norms 1, small biases.
+
+    Cut from one run of random numbers over and over: drawing 700 million takes a minute.
+    """
+    pool = torch.randn(16_000_057, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    state, position = {}, 0
+    for key, value in module.state_dict().items():
+        if key.endswith(".scale") or ("norm" in key and key.endswith(".weight")):
+            state[key] = torch.ones(value.shape, dtype=dtype)
+            continue
+        spread = math.prod(value.shape[1:]) ** -0.5 if value.ndim > 1 else 0.02
+        repeats = -(-(position + value.numel()) // len(pool))
+        run = pool.repeat(repeats)[position : position + value.numel()]
+        state[key] = run.mul(spread).view(value.shape)
+        position = (position + 1_000_003) % len(pool)
+    return state
+
+
+@pytest.fixture(scope="session")
+def wide(host) -> dict[str, str]:
+    """Names of the wide transformer and of text encoders that fit it."""
+    with torch.device("meta"):
+        transformer = Flux(TransformerParams(depth=1, depth_single_blocks=2))
+        t5 = T5Encoder(T5Params(vocab_size=2048, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+        clip = ClipTextEncoder(
+            ClipParams(vocab_size=1024, intermediate_size=32, num_layers=1, eos_token_id=1023)
+        )
+    files = {
+        "model": ("diffusion_models", linear_weights(transformer, 0, torch.bfloat16)),
+        "t5": ("text_encoders", linear_weights(t5, 1, torch.float32)),
+        "clip": ("text_encoders", linear_weights(clip, 2, torch.float32)),
+    }
+    for name, (folder, state) in files.items():
+        save_file(state, host.put_model(f"{folder}/wide", f"{name}.safetensors"))
+    for name in ("tokenizer", "tokenizer_2"):
+        folder = host.put_model("text_encoders/wide", name)
+        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
+    config = folder / "tokenizer_config.json"  # few text tokens: only the width matters here
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 12}))
+    return {name: f"wide/{name}.safetensors" for name in files}
+
+
+SMALL_T5 = {"d_kv": 16, "d_ff": 32, "num_heads": 2}
+SMALL_CLIP = {"num_hidden_layers": 2, "intermediate_size": 32}
+# The host knows text encoders of the published sizes only; its own option makes them smaller, for files in native/.
+SMALL_ENCODERS = f"""
+import comfy.sd
+NODE_CLASS_MAPPINGS = {{}}
+load_clip = comfy.sd.load_clip
+SMALL = {{"t5xxl_model_config": {SMALL_T5}, "clip_l_model_config": {SMALL_CLIP}}}
+
+def load(ckpt_paths, embedding_directory=None, clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION, model_options={{}}):
+    if all("native" in str(path) for path in ckpt_paths):
+        model_options = {{**model_options, **SMALL}}
+    return load_clip(ckpt_paths, embedding_directory, clip_type, model_options)
+
+comfy.sd.load_clip = load
+"""
+
+
+@pytest.fixture(scope="session")
+def native_loaders(host, wide) -> dict:
+    """ComfyUI's own loaders as nodes "model", "clip" and "vae": a full-width model, small encoders, a whole VAE."""
+    with torch.device("meta"):
+        t5 = T5Encoder(T5Params(num_layers=24, **SMALL_T5))
+        clip = ClipTextEncoder(ClipParams(num_layers=2, intermediate_size=32))
+        vae = Autoencoder(AutoencoderParams())
+    for seed, (kind, name, module) in enumerate(
+        (("text_encoders", "t5", t5), ("text_encoders", "clip", clip), ("vae", "vae", vae)), start=3
+    ):
+        path = host.put_model(f"{kind}/native", f"{name}.safetensors")
+        save_file(linear_weights(module, seed, torch.bfloat16), path)
+    encoders = {
+        "clip_name1": "native/clip.safetensors",
+        "clip_name2": "native/t5.safetensors",
+        "type": "flux",
+    }
+    return {
+        "model": {
+            "class_type": "UNETLoader",
+            "inputs": {"unet_name": wide["model"], "weight_dtype": "default"},
+        },
+        "clip": {"class_type": "DualCLIPLoader", "inputs": {**encoders, "device": "default"}},
+        "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "native/vae.safetensors"}},
+    }
 
 
 def loaders(tiny: dict[str, str]) -> dict:

@@ -22,6 +22,35 @@ def test_an_edit_comes_back_at_the_pictures_own_size(host, tiny, edit_workflow, 
     assert [image.size for image in host.pictures(run)] == [(143, 101)]
 
 
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_transparency_is_kept_at_the_pictures_own_size_and_at_one_that_is_asked_for(
+    host, tiny, edit_workflow, fit
+):
+    pixels = np.random.default_rng(4).integers(0, 255, (64, 96, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, :48, 3] = 0
+    name = f"clear_{fit}.png"
+    path = host.server.base / "input" / name
+    Image.fromarray(pixels).save(path)
+    sizes = {(0, 0): (96, 64), (128, 128): (128, 128)}
+    for (width, height), size in sizes.items():
+        graph = edit_workflow(None, width=width, height=height, fit=fit, padding="#808080")
+        graph["edit"]["inputs"]["image"] = ["joined", 0]
+        graph["load"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        graph["joined"] = {  # the host's LoadImage gives transparency as a mask
+            "class_type": "JoinImageWithAlpha",
+            "inputs": {"image": ["load", 0], "alpha": ["load", 1]},
+        }
+        (result,) = host.pictures(host.run(graph))
+        assert result.mode == "RGBA" and result.size == size
+        alpha = np.asarray(result)[..., 3]
+        middle = alpha[size[1] // 2]
+        edge = size[0] // 2
+        assert (middle[edge + 8 :] > 250).all() and (middle[: edge - 8] < 5).all()
+        if (width, fit) == (128, "pad"):  # what was added around it is the model's own
+            assert (alpha[:8] > 250).all() and (alpha[-8:] > 250).all()
+
+
 def test_progress_and_previews_come_while_it_samples(host, tiny, edit_workflow, picture):
     run = host.run(edit_workflow(picture, steps=3, seed=2))
     steps = [event["value"] for event in run.of("progress") if event["node"] == "edit"]

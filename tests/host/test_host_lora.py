@@ -11,8 +11,10 @@ from kontext_core.models.lora import lora_patch, save_lora
 from kontext_core.models.lora_apply import patch_state
 from kontext_core.training.lora import add_lora, save_trained_lora
 from kontext_core.weights.load import load_transformer
+from kontext_core.weights.locate import BUNDLED
 from kontext_core.weights.lora_file import load_lora
 
+HAS_FEW_STEP = any(BUNDLED["kontext-tiny"].glob("*few*.safetensors"))
 LAYERS = ("double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.0", "single_blocks.1.linear1")
 
 
@@ -108,6 +110,51 @@ def test_strength_zero_changes_nothing_and_the_report_names_what_did_not_match(h
     report = run.history["outputs"]["show"]["text"][0]
     assert report.startswith("odd.safetensors: kohya LoRA, 3 of 4 layers matched")
     assert "double_blocks_9" in report and "this model has no" in report
+
+
+def few_step_edit(edit_workflow, model: str, lora: str | None = None, **changes) -> dict:
+    workflow = edit_workflow(**{"few_step": "2", **changes})
+    workflow["model"]["inputs"]["model"] = model
+    if lora is not None:
+        with_lora(workflow, "KontextLoadLora", lora=lora, strength=0.7, strength_clip=1.0)
+    return workflow
+
+
+def test_a_turbo_lora_makes_few_steps_of_a_model_that_has_no_distilled_one(host, tiny, lora, edit_workflow):
+    turbo = host.put_model("loras", "FLUX.1-Turbo-Alpha.safetensors")
+    turbo.write_bytes(host.put_model("loras", lora).read_bytes())
+    name = tiny["diffusion_models"]
+    assert "few_step needs a distilled model" in host.error(few_step_edit(edit_workflow, name))
+    made = pixels(host, few_step_edit(edit_workflow, name, turbo.name))
+    # The same weights in one file that says that it is distilled.
+    state = load_file(host.put_model("diffusion_models", name))
+    merged, _ = patch_state(state, [(load_lora(turbo), 0.7)])
+    save_file(merged, host.put_model("diffusion_models", "merged_few_step.safetensors"))
+    assert made == pixels(host, few_step_edit(edit_workflow, "merged_few_step.safetensors"))
+    native = few_step_edit(edit_workflow, name)
+    with_lora(native, "LoraLoaderModelOnly", lora_name=turbo.name, strength_model=0.7)
+    difference = np.frombuffer(made, np.uint8).astype(int) - np.frombuffer(pixels(host, native), np.uint8)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.skipif(not HAS_FEW_STEP, reason="kontext-tiny's distilled transformer is not there")
+def test_a_style_lora_on_the_bundled_model_goes_onto_its_distilled_one(host, lora, edit_workflow):
+    """And does not put the undistilled weights in its place; a turbo LoRA, which is meant for those, does."""
+
+    def bundled(model: str, name: str | None) -> bytes:
+        workflow = few_step_edit(edit_workflow, model, name)
+        for node in ("clip", "vae"):
+            inputs = workflow[node]["inputs"]
+            workflow[node]["inputs"] = {key: "kontext-tiny (bundled)" for key in inputs}
+        return pixels(host, workflow)
+
+    whole, distilled = "kontext-tiny (bundled)", "kontext-tiny few-step (bundled)"
+    styled = bundled(whole, lora)
+    assert styled == bundled(distilled, lora)
+    assert styled != bundled(whole, None)
+    turbo = host.put_model("loras", "8-step-turbo.safetensors")
+    turbo.write_bytes(host.put_model("loras", lora).read_bytes())
+    assert bundled(whole, turbo.name) != styled
 
 
 def test_a_lora_that_matches_nothing_stops_with_a_reason(host, edit_workflow):

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +76,8 @@ def test_only_native_types_and_the_geometry_go_in_and_out(nodes):
         "STRING",
         "INT",
         "FLOAT",
+        "BOOLEAN",
+        "COMBO",
     }
     for name, node in nodes.items():
         assert set(node["output"]) <= native | {"KONTEXT_GEOMETRY"}, name
@@ -111,3 +115,33 @@ def test_the_comparison_names_only_nodes_that_the_host_or_this_pack_has(host, no
                 assert name in known, f"{path.name}: this host has no {name}"
             for title in re.findall(r"Kontext [A-Z]\w+(?: [A-Z]\w+)?", cells[3]):
                 assert title in titles or title.rsplit(" ", 1)[0] in titles, f"{path.name}: no node {title!r}"
+
+
+def test_the_hosts_own_composite_keeps_the_originals_pixels_as_the_comparison_says(host):
+    """Wired by hand, and with nothing that moves the edit back or takes its tint off."""
+    for path in (ROOT / "README.md", ROOT / "docs" / "comparison.md"):
+        (row,) = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if "pixels outside a mask" in line
+        ]
+        native = row.strip("|").split("|")[1]
+        assert "`ImageCompositeMasked`, by wiring" in native and "alignment" in native and "tint" in native
+    random = np.random.default_rng(0)
+    original, edited = (random.integers(0, 256, (40, 56, 3), dtype=np.uint8) for _ in range(2))
+    mask = np.zeros((40, 56, 3), np.uint8)
+    mask[10:20, 10:30] = 255
+    graph = {}
+    for name, pixels in (("original", original), ("edited", edited)):
+        uploaded = host.upload(Image.fromarray(pixels), f"composite_{name}.png")
+        graph[name] = {"class_type": "LoadImage", "inputs": {"image": uploaded}}
+    uploaded = host.upload(Image.fromarray(mask), "composite_mask.png")
+    graph["mask"] = {"class_type": "LoadImageMask", "inputs": {"image": uploaded, "channel": "red"}}
+    inputs = {
+        "destination": ["original", 0], "source": ["edited", 0], "mask": ["mask", 0], "x": 0, "y": 0,
+        "resize_source": False,
+    }  # fmt: skip
+    graph["composite"] = {"class_type": "ImageCompositeMasked", "inputs": inputs}
+    saved = {"images": ["composite", 0], "filename_prefix": "composite"}
+    graph["save"] = {"class_type": "SaveImage", "inputs": saved}
+    (result,) = host.pictures(host.run(graph))
+    inside = mask[..., :1] > 0
+    assert np.array_equal(np.asarray(result), np.where(inside, edited, original))

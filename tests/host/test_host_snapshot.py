@@ -55,6 +55,10 @@ def nodes(host) -> dict:
 def broken(old: dict, new: dict) -> list[str]:
     """What of a node's old shape its new one no longer has."""
     problems = []
+    known_names = {item["name"] for item in old["inputs"]}
+    for item in new["inputs"]:  # saved graphs do not give it, and as a widget it moves all optional ones
+        if item["kind"] == "required" and item["name"] not in known_names:
+            problems.append(f"input {item['name']} is new and required: append it as an optional one")
     for kind in ("required", "optional"):
         before = [item for item in old["inputs"] if item["kind"] == kind]
         after = [item for item in new["inputs"] if item["kind"] == kind]
@@ -72,23 +76,39 @@ def broken(old: dict, new: dict) -> list[str]:
 
 
 def test_no_node_input_or_output_of_a_release_has_changed(nodes):
-    if os.environ.get("KONTEXT_WRITE_SNAPSHOT"):
-        SNAPSHOT.parent.mkdir(exist_ok=True)
-        SNAPSHOT.write_text(json.dumps(nodes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     problems = [f"{name} is gone" for name in snapshot if name not in nodes]
     for name, old in snapshot.items():
         problems += [f"{name}: {problem}" for problem in broken(old, nodes.get(name, old))]
     assert not problems, "\n".join(problems)
+    if os.environ.get("KONTEXT_WRITE_SNAPSHOT"):
+        SNAPSHOT.write_text(json.dumps(nodes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def test_the_snapshot_has_every_node_input_and_output(nodes):
+    """What is not in it is not guarded: after an addition it is written anew with KONTEXT_WRITE_SNAPSHOT=1."""
+    snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert sorted(set(nodes) - set(snapshot)) == []
+    for name, node in nodes.items():
+        kept = snapshot[name]
+        assert [item["name"] for item in kept["inputs"]] == [item["name"] for item in node["inputs"]], name
+        assert kept["outputs"] == node["outputs"], name
 
 
 def test_what_the_snapshot_guards_against_is_found(nodes):
     old = nodes["KontextEdit"]
     swapped = {**old, "inputs": [old["inputs"][1], old["inputs"][0], *old["inputs"][2:]]}
     assert broken(old, swapped) and broken(old, {**old, "inputs": old["inputs"][:-1]})
-    assert not broken(
-        old, {**old, "inputs": [*old["inputs"], {"name": "more", "kind": "optional", "type": "INT"}]}
-    )
+    more = {"name": "more", "kind": "optional", "type": "INT", "default": 1}
+    assert not broken(old, {**old, "inputs": [*old["inputs"], more]})
+    # Between the required and the optional widgets it would take the place of the first optional one.
+    schedule = nodes["KontextSchedule"]
+    assert any(item["kind"] == "optional" and item["type"] == "COMBO" for item in schedule["inputs"])
+    for node in (old, schedule):
+        assert broken(node, {**node, "inputs": [*node["inputs"], {**more, "kind": "required"}]})
+    first = [item for item in schedule["inputs"] if item["kind"] == "required"]
+    rest = [item for item in schedule["inputs"] if item["kind"] == "optional"]
+    assert broken(schedule, {**schedule, "inputs": [*first, more, *rest]})
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: f"{path.parent.name}-{path.stem}")

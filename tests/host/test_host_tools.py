@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -179,3 +181,40 @@ def test_drift_of_any_batch_is_measured(host, picture):
     assert "2. Turn 2: PSNR inf dB, SSIM 1.000 outside the 0% edited" in text_of(run, "report")
     workflow["drift"]["inputs"]["instructions"] = "only one"
     assert "there are 1 instructions for 2 pictures" in host.error(workflow)
+
+
+def drift_lines(host, graph: dict) -> list[str]:
+    return text_of(host.run(graph), "report").splitlines()
+
+
+def similarities(lines: list[str]) -> list[float]:
+    return [float(re.search(r"similarity (-?[\d.]+)", line).group(1)) for line in lines]
+
+
+def test_a_vision_model_adds_the_similarity_of_embeddings_to_drift(host, picture, pixels):
+    """1 for the picture itself, less for another; of random weights, so that only the order of them means anything."""
+    shifted = host.upload(Image.fromarray(np.roll(pixels, 3, 1)), "tools_shifted.png")
+    noise = np.random.default_rng(5).integers(0, 255, pixels.shape, dtype=np.uint8)
+    other = host.upload(Image.fromarray(noise), "tools_noise.png")
+    graph = {
+        "load": load(picture), "shifted": load(shifted), "other": load(other),
+        "two": {"class_type": "ImageBatch", "inputs": {"image1": ["load", 0], "image2": ["shifted", 0]}},
+        "three": {"class_type": "ImageBatch", "inputs": {"image1": ["two", 0], "image2": ["other", 0]}},
+        "vision": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "random_vision.safetensors"}},
+        "drift": {"class_type": "KontextDrift", "inputs": {
+            "original": ["load", 0], "turns": ["three", 0], "instructions": "", "clip_vision": ["vision", 0],
+        }},
+        "save": save(["drift", 0]),
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["drift", 1]}},
+    }  # fmt: skip
+    same, near, far = similarities(drift_lines(host, graph))
+    assert same == 1.0 > near > far
+    del graph["drift"]["inputs"]["clip_vision"]
+    assert not any("similarity" in line for line in drift_lines(host, graph))
+
+
+def test_turns_hand_the_vision_model_on_to_their_drift(host, turns):
+    graph = turns("make it red\nadd a star", clip_vision=["vision", 0], seed=31)
+    graph["vision"] = {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "random_vision.safetensors"}}
+    found = similarities(drift_lines(host, graph))
+    assert len(found) == 2 and all(-1 <= value < 1 for value in found)
