@@ -44,6 +44,8 @@ HOSTS_OWN = (
     "no longer in the document",
 )
 
+SHOTS_OF_NODES_2 = ("masked", "running")
+
 OTHER_FRONT_END = os.environ.get("KONTEXT_FRONT_END")
 FRONT_ENDS = ["other"] if OTHER_FRONT_END else ["packaged", pytest.param("current", marks=pytest.mark.slow)]
 
@@ -60,6 +62,7 @@ def host(request, comfyui, tmp_path_factory):
         host = fixtures.Host(server)
         scene().save(base / "input" / "scene.png")
         fixtures.put_face_network(host)
+        fixtures.put_vision_network(host)
         yield host
         host.client.close()
 
@@ -166,16 +169,29 @@ class Page:
             BUILD, {"tiny": self.tiny, "prompt": prompt, "steps": steps, "image": image, "values": values}
         )
 
-    def shot(self, name: str) -> None:
-        """Keep a picture for the docs, when KONTEXT_WRITE_SCREENSHOTS is set; classic rendering has the plain name."""
-        if os.environ.get("KONTEXT_WRITE_SCREENSHOTS"):
-            self.page.wait_for_timeout(700)
-            name = name if self.rendering == "classic" else f"{name}_nodes2"
-            self.page.screenshot(path=ROOT / "docs" / "images" / f"browser_{name}.png")
+    def shot(self, name: str, wait: int = 700) -> None:
+        """Keep a picture for the docs, when KONTEXT_WRITE_SCREENSHOTS is set: of classic rendering, a few of Nodes 2.0.
+
+        Args:
+            wait: milliseconds for what moves to come to rest.
+        """
+        if not os.environ.get("KONTEXT_WRITE_SCREENSHOTS"):
+            return
+        if self.rendering != "classic":
+            if name not in SHOTS_OF_NODES_2:
+                return
+            name = f"{name}_nodes2"
+        self.page.wait_for_timeout(wait)
+        self.page.screenshot(path=ROOT / "docs" / "images" / f"browser_{name}.png")
 
     def run(self) -> str:
         """Queue the graph and wait until it is done: "execution_success" or "execution_error"."""
-        return self.eval(RUN)
+        self.start()
+        return self.eval("() => window.running")
+
+    def start(self) -> None:
+        """Queue the graph and go on."""
+        self.eval(f"() => {{ window.running = ({RUN})(); }}")
 
 
 BUILD = """async ({tiny, prompt, steps, image, values}) => {

@@ -41,7 +41,10 @@ def made(tab, host):
     tab.graph(prompt=PROMPTS[0], steps=12, seed=1, control_after_generate="fixed", image=PICTURE)
     tab.page.wait_for_selector(".kontext-chip")
     tab.eval(WATCH)
-    assert tab.run() == "execution_success"
+    tab.start()
+    tab.page.wait_for_function("window.seen.length > 2")
+    tab.shot("running", wait=0)
+    assert tab.eval("() => window.running") == "execution_success"
     tab.page.wait_for_selector(".kontext-handle:visible")
     tab.eval(
         "(prompt) => { window.edit.widgets.find((one) => one.name === 'prompt').value = prompt; }", PROMPTS[1]

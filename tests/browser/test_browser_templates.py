@@ -13,6 +13,7 @@ from kontext_core.weights.locate import BUNDLED
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 SAVED = sorted((ROOT / "tests" / "saved").glob("*/*.json"))
+BUNDLED_NAME = "kontext-tiny (bundled)"
 HAS_FEW_STEP = any(BUNDLED["kontext-tiny"].glob("*few*.safetensors"))
 NATIVE = {
     "UNETLoader": ("KontextLoadModel", ["kontext-tiny (bundled)", "default"]),
@@ -31,9 +32,14 @@ OPEN = """async (workflow) => {
 
 
 def workflow_of(path: Path) -> dict:
-    """The workflow as it is, but its native loaders, whose files are not in the repository, are ours."""
+    """The workflow as it is, but its loaders of files that are not in the repository load the bundled model."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
+        if node["type"] == "CLIPVisionLoader":
+            node["widgets_values"] = ["random_vision.safetensors"]
+        elif node["type"].startswith("KontextLoad"):
+            values = node.get("widgets_values", [])
+            node["widgets_values"] = [BUNDLED_NAME if str(v).endswith(".safetensors") else v for v in values]
         if node["type"] in NATIVE:
             node["type"], node["widgets_values"] = NATIVE[node["type"]]
             node["properties"] = {"Node name for S&R": node["type"]}

@@ -75,7 +75,10 @@ export async function openHelp(beside, use) {
   }, { signal });
   popover.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close();
-    if (event.key === "Enter" && event.target.tagName === "INPUT") insert.click();
+    if (event.key === "Enter" && event.target.tagName === "INPUT") {
+      event.preventDefault(); // else the key presses the button that has the focus then
+      insert.click();
+    }
     event.stopPropagation();
   }, { signal });
   for (const name of ["pointerdown", "wheel"]) popover.addEventListener(name, (event) => event.stopPropagation(), { signal });
