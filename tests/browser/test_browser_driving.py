@@ -312,7 +312,7 @@ def test_the_picture_goes_to_the_hosts_mask_editor(tab):
     assert links == ["LoadImage", 1]
     tab.page.wait_for_timeout(1500)
     tab.shot("mask_editor")
-    tab.page.get_by_role("button", name="Cancel").first.click()
+    tab.page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
     tab.page.wait_for_selector("[role=dialog] canvas, .mask-editor-dialog canvas", state="detached")
 
 
