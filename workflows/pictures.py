@@ -43,6 +43,7 @@ TWINS = {
     "DualCLIPLoader": ("KontextLoadTextEncoders", {"t5": BUNDLED, "clip": BUNDLED}),
     "VAELoader": ("KontextLoadVAE", {"vae": BUNDLED}),
 }
+REAL = ".safetensors"  # the end of a value of ours that names a file which is not in the repository
 ALONE = "workflow of its own"
 
 OPEN = """async (graph) => {
@@ -75,12 +76,20 @@ SHOW = """(type) => {
 
 
 def runnable(workflow: dict) -> dict:
-    """The workflow with its native loaders as this pack's, on the bundled model."""
+    """The workflow with its native loaders as this pack's, and every loader on the bundled model."""
     result = json.loads(json.dumps(workflow))
     for node in result.values():
         if node["class_type"] in TWINS:
             node["class_type"], node["inputs"] = TWINS[node["class_type"]]
+        elif node["class_type"].startswith("KontextLoad"):
+            node["inputs"] = {
+                key: BUNDLED if names_file(value) else value for key, value in node["inputs"].items()
+            }
     return result
+
+
+def names_file(value: object) -> bool:
+    return isinstance(value, str) and value.endswith(REAL)
 
 
 def inputs_of(workflow: dict) -> list[Image.Image]:
@@ -173,9 +182,10 @@ def homes(names: list[str], known: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in names}
     left = list(known)
     for name in names:
-        types = {node["class_type"] for node in read(name).values()}
-        if types & set(TWINS):  # opened, it would ask for files that are not there
-            continue
+        nodes = read(name).values()
+        types = {node["class_type"] for node in nodes}
+        if any(names_file(value) for node in nodes for value in node["inputs"].values()):
+            continue  # opened, it would ask for files that are not there
         found[name] = [node for node in left if node in types]
         left = [node for node in left if node not in types]
     return {**found, ALONE: left}

@@ -262,13 +262,12 @@ def wide(host) -> dict[str, str]:
 
 
 SMALL_T5 = {"d_kv": 16, "d_ff": 32, "num_heads": 2}
-SMALL_CLIP = {"num_hidden_layers": 2, "intermediate_size": 32}
-# The host knows text encoders of the published sizes only; its own option makes them smaller, for files in native/.
+# The host knows a T5 of the published size only; its own option makes it smaller, for files in native/.
 SMALL_ENCODERS = f"""
 import comfy.sd
 NODE_CLASS_MAPPINGS = {{}}
 load_clip = comfy.sd.load_clip
-SMALL = {{"t5xxl_model_config": {SMALL_T5}, "clip_l_model_config": {SMALL_CLIP}}}
+SMALL = {{"t5xxl_model_config": {SMALL_T5}}}
 
 def load(ckpt_paths, embedding_directory=None, clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION, model_options={{}}):
     if all("native" in str(path) for path in ckpt_paths):
@@ -281,10 +280,10 @@ comfy.sd.load_clip = load
 
 @pytest.fixture(scope="session")
 def native_loaders(host, wide) -> dict:
-    """ComfyUI's own loaders as nodes "model", "clip" and "vae": a full-width model, small encoders, a whole VAE."""
+    """ComfyUI's own loaders as nodes "model", "clip" and "vae": a full-width model, a small T5, CLIP and VAE whole."""
     with torch.device("meta"):
         t5 = T5Encoder(T5Params(num_layers=24, **SMALL_T5))
-        clip = ClipTextEncoder(ClipParams(num_layers=2, intermediate_size=32))
+        clip = ClipTextEncoder(ClipParams())
         vae = Autoencoder(AutoencoderParams())
     for seed, (kind, name, module) in enumerate(
         (("text_encoders", "t5", t5), ("text_encoders", "clip", clip), ("vae", "vae", vae)), start=3

@@ -6,65 +6,14 @@ ComfyUI computes both in float32. The text encoders have the published output si
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-
-from kontext_core.models.clip import ClipParams, ClipTextEncoder
-from kontext_core.models.t5 import T5Encoder, T5Params
-from kontext_core.models.transformer import Flux, TransformerParams
-from kontext_core.weights.locate import BUNDLED
+from safetensors.torch import load_file
 
 # Both in float32, and sums in another order in a few places: what is left is rounding. The values are about 1.
 TOLERANCE = 1e-4
-
-
-def linear_weights(module: torch.nn.Module, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Weights that keep the size of what passes: spread 1/sqrt(inputs), norms 1, small biases.
-
-    Cut from one run of random numbers over and over: drawing 700 million takes a minute.
-    """
-    pool = torch.randn(16_000_057, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    state, position = {}, 0
-    for key, value in module.state_dict().items():
-        if key.endswith(".scale") or ("layer_norm" in key and key.endswith(".weight")):
-            state[key] = torch.ones(value.shape, dtype=dtype)
-            continue
-        spread = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.02
-        repeats = -(-(position + value.numel()) // len(pool))
-        run = pool.repeat(repeats)[position : position + value.numel()]
-        state[key] = run.mul(spread).view(value.shape)
-        position = (position + 1_000_003) % len(pool)
-    return state
-
-
-@pytest.fixture(scope="module")
-def wide(host, tiny) -> dict[str, str]:
-    """Names of the wide transformer and of text encoders that fit it."""
-    with torch.device("meta"):
-        transformer = Flux(TransformerParams(depth=1, depth_single_blocks=2))
-        t5 = T5Encoder(T5Params(vocab_size=2048, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
-        clip = ClipTextEncoder(
-            ClipParams(vocab_size=1024, intermediate_size=32, num_layers=1, eos_token_id=1023)
-        )
-    files = {
-        "model": ("diffusion_models", linear_weights(transformer, 0, torch.bfloat16)),
-        "t5": ("text_encoders", linear_weights(t5, 1, torch.float32)),
-        "clip": ("text_encoders", linear_weights(clip, 2, torch.float32)),
-    }
-    for name, (folder, state) in files.items():
-        save_file(state, host.put_model(f"{folder}/wide", f"{name}.safetensors"))
-    for name in ("tokenizer", "tokenizer_2"):
-        folder = host.put_model("text_encoders/wide", name)
-        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
-    config = folder / "tokenizer_config.json"  # few text tokens: only the width matters here
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 12}))
-    return {name: f"wide/{name}.safetensors" for name in files}
 
 
 def shared(wide: dict, tiny: dict, picture: str) -> dict:

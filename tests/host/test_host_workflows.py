@@ -87,6 +87,58 @@ def test_pictures_that_a_workflow_names_ship_with_it(name):
             assert (WORKFLOWS / "input" / node["inputs"]["picture"]).is_file()
 
 
+LOADERS = {
+    "KontextLoadModel": ("model",),
+    "KontextLoadTextEncoders": ("t5", "clip"),
+    "KontextLoadVAE": ("vae",),
+    "UNETLoader": ("unet_name",),
+    "DualCLIPLoader": ("clip_name1", "clip_name2"),
+    "VAELoader": ("vae_name",),
+    "CLIPVisionLoader": ("clip_name",),
+}
+OF_REAL_FILES = {"mixed_native_loader", *(name for name in NAMES if name.endswith("_flux"))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_workflow_names_come_with_the_link_that_the_host_offers(name):
+    """The front ends offer a link of a node's properties when its name is the value of one of the node's widgets."""
+    ui = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    assert "models" not in ui, "these would be offered whichever model is chosen"
+    chosen = set()
+    for node in ui["nodes"]:
+        links = {model["name"]: model for model in node["properties"].get("models", [])}
+        for link in links.values():
+            assert link["url"].startswith("https://huggingface.co/")
+            assert link["url"].endswith("/" + link["name"]) and link["directory"]
+        files = [value for value in node.get("widgets_values") or [] if str(value).endswith(".safetensors")]
+        assert set(files) <= set(links), node["title"]
+        chosen |= {node["type"] for _ in files}
+        if node["type"] in LOADERS:
+            assert links, node["title"]
+    whole = {"KontextLoadModel", "KontextLoadTextEncoders", "KontextLoadVAE"}
+    native = {"UNETLoader", "DualCLIPLoader", "VAELoader"}
+    if name in OF_REAL_FILES:
+        assert chosen in (whole, native)
+    else:  # runs on what is bundled, and asks for nothing; a network that compares pictures is not
+        assert chosen <= {"CLIPVisionLoader"}
+
+
+@pytest.mark.parametrize("name", sorted(OF_REAL_FILES))
+def test_a_workflow_of_real_files_is_the_graph_of_its_twin_on_the_bundled_model(name):
+    """But for the loaders and what files are called; sockets of the same place are the same."""
+
+    def plain(name: str) -> dict:
+        api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        nodes = {}
+        for key, node in api.items():
+            inputs = {k: v for k, v in node["inputs"].items() if k != "filename_prefix"}
+            nodes[key] = "loader" if node["class_type"] in LOADERS else (node["class_type"], inputs)
+        return nodes
+
+    twin = name.removesuffix("_flux") if name.endswith("_flux") else f"{name}_tiny"
+    assert twin in NAMES and plain(name) == plain(twin)
+
+
 def test_every_node_of_the_pack_is_in_a_workflow(info):
     shown = set()
     for name in NAMES:
