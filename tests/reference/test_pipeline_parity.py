@@ -6,7 +6,10 @@ decode with code that is not ours. Both start from the same noise.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import rounding
 import torch
 
 from kontext_core import latents
@@ -222,3 +225,53 @@ def test_text_to_image_is_that_of_flux_pipeline(model, parts):
     ours = edit_image(model, None, PROMPTS, num_steps=4, guidance=2.5, seed=5, size=(WIDTH, HEIGHT))
     assert relative(ours.latent, latent) < 2e-5
     assert relative(ours.images, decoded) < 1e-4
+
+
+@torch.no_grad()
+def test_an_edit_in_bfloat16_is_as_near_to_the_pipelines_in_float32_as_roundings_allow(model, parts):
+    """The bound is made of the pipeline's own modules; see `rounding`. Noise and picture are the same in both dtypes."""
+    ours = copy.deepcopy(model)
+    networks = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    theirs = {**parts, **{name: copy.deepcopy(parts[name]) for name in networks}}
+    for module in (
+        ours.transformer,
+        ours.autoencoder,
+        ours.t5,
+        ours.clip,
+        *(theirs[name] for name in networks),
+    ):
+        rounding.with_bfloat16_weights(module)
+    pipeline = diffusers.FluxKontextPipeline(**theirs)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    picture = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH), generator=generator).float() / 127.5 - 1
+    picture = picture.bfloat16().float()
+    h, w = HEIGHT // 8, WIDTH // 8
+    noise = latents.noise(1, h, w, 5, bfl=True).float()
+    options = {
+        "image": picture, "prompt": PROMPTS[0], "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
+        "guidance_scale": 2.5, "max_sequence_length": model.preset.text_length, "max_area": HEIGHT * WIDTH,
+        "_auto_resize": False, "latents": latents.pack(noise),
+    }  # fmt: skip
+
+    def run(kind: str) -> torch.Tensor:
+        return pipeline(output_type=kind, **options).images
+
+    bounds = {
+        kind: rounding.bfloat16_bound([theirs[name] for name in networks], lambda kind=kind: run(kind))
+        for kind in ("latent", "pt")
+    }
+    for name in ("transformer", "autoencoder", "t5", "clip"):
+        getattr(ours, name).bfloat16()
+    edited = edit_image(
+        ours, picture, PROMPTS[0], num_steps=4, guidance=2.5, seed=5, size=(WIDTH, HEIGHT), fit="stretch", bfl_noise=True
+    )  # fmt: skip
+    got = {"latent": latents.pack(edited.latent), "pt": edited.images / 2 + 0.5}
+    for kind, (bound, exact) in bounds.items():
+        error = rounding.relative(got[kind], exact)
+        print(kind, error, bound)
+        assert bound / 6 < error < bound, (
+            kind,
+            error,
+            bound,
+        )  # a bound that anything meets would say nothing

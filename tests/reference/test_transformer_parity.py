@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import rounding
 import torch
 
 from kontext_core import latents
@@ -176,16 +177,15 @@ def test_equals_diffusers_in_float32(target, context, guidance):
 
 
 @torch.no_grad()
-def test_bfloat16_is_as_near_to_float32_as_diffusers_is():
-    ours, theirs = random_pair(guidance=True)
-    data = inputs((8, 8), (8, 8))
-    scale = torch.tensor([2.5, 4.0])
-    exact = run_theirs(theirs, data, scale)
+def test_bfloat16_is_as_near_to_diffusers_in_float32_as_roundings_allow():
+    ours, theirs = (rounding.with_bfloat16_weights(model) for model in random_pair(guidance=True))
+    data, scale = inputs((8, 8), (8, 8)), torch.tensor([2.5, 4.0])
+    data |= {key: data[key].bfloat16().float() for key in ("img", "txt", "y")}
+    bound, exact = rounding.bfloat16_bound([theirs], lambda: run_theirs(theirs, data, scale))
     half = {key: value.bfloat16() if key in ("img", "txt", "y") else value for key, value in data.items()}
-    our_error = (ours.bfloat16()(**half, guidance=scale).float() - exact).pow(2).mean().sqrt()
-    their_error = (run_theirs(theirs.bfloat16(), half, scale).float() - exact).pow(2).mean().sqrt()
-    # the bound is the other implementation's own rounding error in the same dtype, with a tenth for luck
-    assert our_error < 1.1 * their_error
+    error = rounding.relative(ours.bfloat16()(**half, guidance=scale), exact)
+    # 0.0096 of 0.028. diffusers itself is at 0.45: it rounds the time, of which ours is float32.
+    assert bound / 4 < error < bound, (error, bound)  # a bound that anything meets would say nothing
 
 
 @torch.no_grad()
