@@ -87,7 +87,9 @@ class Panel {
     this.chips.hidden = !(kind.prompt || kind.plan);
     this.widget = node.addDOMWidget("kontext_panel", "kontext", this.element, {
       serialize: false, hideOnZoom: true, margin: MARGIN, getValue: () => "", setValue: () => {},
-      getMinHeight: () => this.height(), getMaxHeight: () => (this.stage || this.training ? undefined : this.height()),
+      // the host asks in every frame: measured in grow(), where something has changed
+      getMinHeight: () => this.lastHeight ?? this.height(),
+      getMaxHeight: () => (this.stage || this.training ? undefined : this.lastHeight ?? this.height()),
     });
     this.widget.serialize = false;
     const removed = node.onRemoved;
