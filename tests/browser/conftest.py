@@ -184,6 +184,14 @@ class Page:
         self.page.wait_for_timeout(wait)
         self.page.screenshot(path=ROOT / "docs" / "images" / f"browser_{name}.png")
 
+    def clear_messages(self) -> None:
+        """Close the host's dialog of a failed run, and its toasts."""
+        self.page.wait_for_timeout(500)
+        self.page.keyboard.press("Escape")
+        closing = ".p-toast-close-button, [data-testid=toast-close], .p-dialog-close-button"
+        self.eval("(all) => document.querySelectorAll(all).forEach((one) => one.click())", closing)
+        self.page.wait_for_timeout(500)
+
     def run(self) -> str:
         """Queue the graph and wait until it is done: "execution_success" or "execution_error"."""
         self.start()

@@ -359,7 +359,9 @@ def test_a_missing_file_is_said_and_the_mark_goes_when_another_is_chosen(tab):
         const set = (type, name, value) => {
           app.graph.nodes.find((node) => node.type === type).widgets.find((one) => one.name === name).value = value;
         };
-        app.graph.add(LiteGraph.createNode("KontextTrainLora"));
+        const trainer = LiteGraph.createNode("KontextTrainLora");
+        trainer.pos = [1000, 60];
+        app.graph.add(trainer);
         set("KontextLoadModel", "model", "gone.safetensors");
         set("KontextTrainLora", "vae", "gone_too.safetensors");
         await app.loadGraphData(app.graph.serialize());
@@ -368,6 +370,7 @@ def test_a_missing_file_is_said_and_the_mark_goes_when_another_is_chosen(tab):
     model, trainer = FIRST.format("KontextLoadModel"), FIRST.format("KontextTrainLora")
     assert "gone.safetensors is not among" in mark(tab, model)
     assert "gone_too.safetensors" in mark(tab, trainer)
+    tab.page.mouse.move(700, 1000)
     tab.shot("trouble")
     tab.eval(f"""() => {{
         {model}.widgets.find((one) => one.name === "model").value = "kontext-tiny (bundled)";
@@ -405,6 +408,7 @@ def test_a_file_of_the_wrong_kind_is_said_before_and_after_a_run(tab, host):
     assert tab.run() == "execution_error"
     tab.toast("autoencoder")
     assert "autoencoder" in mark(tab, FIRST.format("KontextLoadModel"))
+    tab.clear_messages()
     copy.unlink()
 
 

@@ -140,6 +140,7 @@ def test_a_lora_that_matches_nothing_is_said_on_its_node(painted, host):
     mark = painted.page.locator(".kontext-bad:visible").first
     assert "for_another_model" in mark.inner_text()
     assert "for_another_model" in painted.toast("for_another_model").inner_text()
+    painted.clear_messages()
 
 
 def test_script_in_file_names_stays_text(tab, host):
@@ -155,6 +156,7 @@ def test_script_in_file_names_stays_text(tab, host):
     assert EVIL in mark.inner_text()
     tab.page.wait_for_timeout(1200)
     assert tab.eval("window.pwned") is None
+    tab.clear_messages()
 
 
 def test_a_training_shows_its_loss_and_samples(tab):
