@@ -37,6 +37,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         group.add_argument(
             f"--{part}", metavar="PATH", help=f"{part} file or folder that is not beside the model"
         )
+    for name in ("--t5-tokenizer", "--clip-tokenizer"):
+        group.add_argument(
+            name, metavar="PATH", help="folder or tokenizer.json that is not beside its encoder"
+        )
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute in this (default: bfloat16)")
     group.add_argument("--device", help="cpu, cuda … (default: cuda where there is one)")
 

@@ -19,7 +19,8 @@ class TrainConfig:
         data: folder of targets with .txt captions; control: folder of context pictures of the same names, None for
             text to image; caption: for targets without a .txt.
         output: folder of the run, which gets the trained file, checkpoint, log, encoded data and previews.
-        model: a bundled model, a folder, or a transformer file; t5, clip, vae: parts that are not beside it.
+        model: a bundled model, a folder, or a transformer file; t5, clip, vae: parts that are not beside it;
+            t5_tokenizer, clip_tokenizer: likewise.
         method: "lora", "full" (every weight of the transformer), or "guidance" (distil guidance into it).
         rank, alpha, targets: of a LoRA, see `lora.add_lora`.
         areas: pixels of the pictures (the model's own when empty), such as 262144 and 1048576.
@@ -41,6 +42,8 @@ class TrainConfig:
     t5: str | None = None
     clip: str | None = None
     vae: str | None = None
+    t5_tokenizer: str | None = None
+    clip_tokenizer: str | None = None
     method: str = "lora"
     rank: int = 16
     alpha: float | None = None

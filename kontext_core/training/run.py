@@ -72,9 +72,10 @@ def run(
         device = config.device or (
             f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else None
         )
-        model = load_model(
-            config.model, t5=config.t5, clip=config.clip, vae=config.vae, dtype=dtype, device=device
-        )
+        places = {
+            name: getattr(config, name) for name in ("t5", "clip", "vae", "t5_tokenizer", "clip_tokenizer")
+        }
+        model = load_model(config.model, **places, dtype=dtype, device=device)
 
         def load():
             span = config.steps // max(1, len(set(config.areas)))

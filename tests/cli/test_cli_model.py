@@ -81,6 +81,17 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path, random_tiny_folder, ca
     assert f"no T5 tokenizer at {absent}" in capsys.readouterr().err
 
 
+def test_training_takes_tokenizers_from_anywhere_too(scattered, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red square")
+    run = ["train", str(tmp_path), "--output", str(tmp_path / "run"), "--areas", "1024", "--steps", "1"]
+    places = [part for name, path in scattered.items() for part in (f"--{name}", str(path))]
+    assert main([*run, *places, "--rank", "1", "--dtype", "float32"]) == 0
+    assert main([*run, *places[:-2]]) == 2
+    assert "no tokenizer for a CLIP" in capsys.readouterr().err
+
+
 def test_two_processes_write_the_same_bytes(tmp_path, random_tiny_folder):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 77, 3), dtype=np.uint8)).save(
         tmp_path / "in.png"
