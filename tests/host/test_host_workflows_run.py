@@ -272,7 +272,7 @@ def test_preserve_without_a_mask_finds_what_was_edited_and_keeps_every_other_pix
     truth = np.asarray(Image.open(WORKFLOWS / "input" / "toy_meadow_mask.png").convert("L")) > 0
     print("preserve_auto", found.mean(), (found & truth).sum() / truth.sum())
     assert np.array_equal(after[~found], before[~found])
-    assert found.mean() < 0.25 and (found & truth).sum() > 0.3 * truth.sum()
+    assert found.mean() < 0.35 and (found & truth).sum() > 0.3 * truth.sum()
 
 
 @pytest.mark.skipif(not WEIGHTS, reason="kontext-tiny's weights are not there")
