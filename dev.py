@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 HOST = ROOT / ".host"
+OUTPUT = ROOT / "output"
 PACK = "flux-kontext"
 
 TORCH = [
@@ -379,7 +380,7 @@ def demo(arguments: list[str]) -> int:
             started = time.monotonic()
             history = client.wait(client.queue(workflow), queue.print_progress(workflow))
             say(f"edited in {time.monotonic() - started:.1f} s")
-            for path in client.save(history, ROOT / "output"):
+            for path in client.save(history, OUTPUT):
                 print(path)
     return 0
 
@@ -429,11 +430,16 @@ def main() -> int:
     return commands[sys.argv[1]](sys.argv[2:])
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """`main`, and the exit code of an interrupt or of what is missing, which is said in a line."""
     try:
-        sys.exit(main())
+        return main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except (SetupError, RuntimeError) as error:
         say(str(error))
-        sys.exit(1)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -229,7 +229,7 @@ def test_text_to_image_is_that_of_flux_pipeline(model, parts):
 
 @torch.no_grad()
 def test_an_edit_in_bfloat16_is_as_near_to_the_pipelines_in_float32_as_roundings_allow(model, parts):
-    """The bound is made of the pipeline's own modules; see `rounding`. Noise and picture are the same in both dtypes."""
+    """The bound is made of the pipeline's own modules; see `rounding`. Noise and picture are bfloat16's in both."""
     ours = copy.deepcopy(model)
     networks = ("transformer", "vae", "text_encoder", "text_encoder_2")
     theirs = {**parts, **{name: copy.deepcopy(parts[name]) for name in networks}}
@@ -249,7 +249,7 @@ def test_an_edit_in_bfloat16_is_as_near_to_the_pipelines_in_float32_as_roundings
     h, w = HEIGHT // 8, WIDTH // 8
     noise = latents.noise(1, h, w, 5, bfl=True).float()
     options = {
-        "image": picture, "prompt": PROMPTS[0], "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
+        "image": picture / 2 + 0.5, "prompt": PROMPTS[0], "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4,
         "guidance_scale": 2.5, "max_sequence_length": model.preset.text_length, "max_area": HEIGHT * WIDTH,
         "_auto_resize": False, "latents": latents.pack(noise),
     }  # fmt: skip
@@ -264,14 +264,11 @@ def test_an_edit_in_bfloat16_is_as_near_to_the_pipelines_in_float32_as_roundings
     for name in ("transformer", "autoencoder", "t5", "clip"):
         getattr(ours, name).bfloat16()
     edited = edit_image(
-        ours, picture, PROMPTS[0], num_steps=4, guidance=2.5, seed=5, size=(WIDTH, HEIGHT), fit="stretch", bfl_noise=True
+        ours, picture, PROMPTS[0], num_steps=4, guidance=2.5, seed=5, size=(WIDTH, HEIGHT), fit="stretch",
+        bfl_noise=True,
     )  # fmt: skip
     got = {"latent": latents.pack(edited.latent), "pt": edited.images / 2 + 0.5}
     for kind, (bound, exact) in bounds.items():
         error = rounding.relative(got[kind], exact)
-        print(kind, error, bound)
-        assert bound / 6 < error < bound, (
-            kind,
-            error,
-            bound,
-        )  # a bound that anything meets would say nothing
+        # 0.0065 of 0.020 and 0.0042 of 0.012; a bound that anything meets would say nothing
+        assert bound / 4 < error < bound, (kind, error, bound)
