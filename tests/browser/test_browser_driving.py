@@ -129,7 +129,7 @@ def test_the_difference_shows_four_times_what_changed(turned):
     outlined = panel.locator("[aria-label^='Draw the border']")
     if outlined.get_attribute("aria-pressed") == "true":
         outlined.click()
-    turned.page.mouse.move(5, 5)
+    turned.page.mouse.move(1200, 1000)
     turned.page.wait_for_timeout(400)
     shown = Image.open(io.BytesIO(panel.locator(".kontext-pictures").screenshot())).convert("RGB")
     turned.shot("difference")

@@ -63,7 +63,8 @@ function addPreserve(node) {
   const targets = (node.outputs[0].links ?? []).map(linkOf).map((link) => [node.graph.getNodeById(link.target_id), link.target_slot]);
   for (const [target, slot] of targets) {
     preserve.connect(0, target, slot);
-    target.pos[0] = Math.max(target.pos[0], preserve.pos[0] + WIDTH + 60);
+    // as a whole: Nodes 2.0 does not see one coordinate change
+    target.pos = [Math.max(target.pos[0], preserve.pos[0] + WIDTH + 60), target.pos[1]];
   }
   const original = node.inputs.find((input) => input.name === "image");
   const link = original?.link == null ? null : linkOf(original.link);

@@ -77,6 +77,11 @@ export class Stage {
     for (const name of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
       listen(window, name, (event) => { if (this.view.contains(event.target)) event.stopPropagation(); }, { capture: true });
     }
+    // Nodes 2.0 gives the graph every wheel that does not begin in an element with this mark
+    listen(this.element, "focusin", () => { this.element.dataset.captureWheel = "true"; });
+    listen(this.element, "focusout", ({ relatedTarget }) => {
+      if (!this.element.contains(relatedTarget)) delete this.element.dataset.captureWheel;
+    });
     listen(this.view, "wheel", (event) => this.#wheel(event), { passive: false });
     listen(this.view, "dblclick", (event) => { event.stopPropagation(); this.zoomTo(this.zoom > 1 ? 1 : 3, event); });
     listen(this.element, "keydown", (event) => this.#key(event));
