@@ -14,7 +14,6 @@ FILES = {
     "clip_l.safetensors",
     "ae.safetensors",
 }
-WARNING = "Comfy.Workflow.ShowMissingModelsWarning"
 # Opens a workflow on an empty page and waits for what the front end has to say of its files: a dialog in 1.32, a panel
 # with an entry a file in 1.58. Widgets are drawn on the canvas or are inputs, whose values are no text of the page.
 OFFERED = """async ({workflow, files, wait}) => {
@@ -31,7 +30,7 @@ OFFERED = """async ({workflow, files, wait}) => {
 
 
 @pytest.fixture
-def offered(tab):
+def offered(tab, host):
     def run(name: str, wait: int) -> set[str]:
         workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
         for node in workflow["nodes"]:  # the note of a template may name files
@@ -40,8 +39,7 @@ def offered(tab):
         return set(tab.eval(OFFERED, {"workflow": workflow, "files": sorted(FILES), "wait": wait}))
 
     yield run
-    tab.eval(f"() => app.extensionManager.setting.set('{WARNING}', false)")
-    tab.page.reload()
+    tab.open(host.server.url)  # the warning off again, and the dialog gone
 
 
 @pytest.mark.parametrize("name", ["local_edit_flux", "mixed_native_loader"])
