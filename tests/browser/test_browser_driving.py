@@ -293,7 +293,7 @@ def test_a_large_sample_goes_with_its_training_node(tab):
         const detail = {node: String(node.id), step: 1, steps: 9, loss: 1, seconds: 1, sample};
         api.dispatchEvent(new CustomEvent("kontext.training", {detail}));
     }""")
-    tab.page.locator(".kontext-sample").first.click()
+    tab.page.locator(".kontext-sample").first.press("Enter")
     assert tab.page.locator(".kontext-dialog").count() == 1
     tab.eval("app.graph.remove(app.graph.nodes[0])")
     assert tab.page.locator(".kontext-dialog").count() == 0

@@ -1,10 +1,11 @@
 /** The mask of an edit in the graph: where it comes from, and putting a painted one there. */
 
-import { app, loadedPicture, origin, setValue, toast, uploadBlob, value, viewUrl } from "./host.js";
+import { app, isVueNodes, loadedPicture, origin, setValue, toast, uploadBlob, value, viewUrl } from "./host.js";
 import { t } from "./text.js";
 
 const ROOM = 560; // pixels below a Kontext Preserve that its before/after view will take
 const WIDTH = 340; // and its width with it
+const PREVIEW = 300; // height of a Preview Image with its picture
 
 /** {url, channel} of the mask that decides what an edit may change; null when none is known before a run. */
 export function maskOf(node) {
@@ -57,14 +58,17 @@ function preserveAfter(node) {
 /** A Kontext Preserve between an edit and whatever takes its picture. */
 function addPreserve(node) {
   const preserve = globalThis.LiteGraph.createNode("KontextPreserve");
-  preserve.pos = [node.pos[0] + node.size[0] + 60, node.pos[1]];
-  node.graph.add(preserve);
   const linkOf = (id) => node.graph.links?.get?.(id) ?? node.graph.links?.[id];
   const targets = (node.outputs[0].links ?? []).map(linkOf).map((link) => [node.graph.getNodeById(link.target_id), link.target_slot]);
+  const x = node.pos[0] + node.size[0] + 60;
+  // Nodes 2.0 has no public way to move a node that is drawn: Preserve goes below what stands in its place
+  const inTheWay = targets.map(([target]) => target)
+    .filter(({ pos, size }) => isVueNodes() && pos[0] < x + WIDTH + 60 && pos[0] + size[0] > x);
+  preserve.pos = [x, Math.max(node.pos[1], ...inTheWay.map(({ pos, size }) => pos[1] + Math.max(PREVIEW, size[1]) + 60))];
+  node.graph.add(preserve);
   for (const [target, slot] of targets) {
     preserve.connect(0, target, slot);
-    // as a whole: Nodes 2.0 does not see one coordinate change
-    target.pos = [Math.max(target.pos[0], preserve.pos[0] + WIDTH + 60), target.pos[1]];
+    if (!isVueNodes()) target.pos[0] = Math.max(target.pos[0], x + WIDTH + 60);
   }
   const original = node.inputs.find((input) => input.name === "image");
   const link = original?.link == null ? null : linkOf(original.link);
