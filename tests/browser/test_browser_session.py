@@ -215,7 +215,7 @@ def test_a_branch_writes_picture_prompt_and_seed_into_the_graph(made, host):
     assert made.eval(
         "['prompt', 'seed'].map((name) => window.edit.widgets.find((one) => one.name === name).value)"
     ) == [PROMPTS[0], 1]
-    assert _loaded(made, host).tobytes() == _result(made, host, 0).tobytes()
+    assert _loaded(made, host).tobytes() == _result(host, 0).tobytes()
 
 
 def _loaded(made, host) -> Image.Image:
@@ -224,14 +224,15 @@ def _loaded(made, host) -> Image.Image:
     return Image.open(host.server.base / "input" / name).convert("RGB")
 
 
-def _result(made, host, number: int) -> Image.Image:
+def _name(host, number: int) -> str:
+    """Name of the picture that a turn gave, as the list of turns is kept."""
+    kept = next(host.server.base.glob("user/**/kontext/turns-0.json"))
+    return json.loads(kept.read_text(encoding="utf-8"))[number]["after"]["filename"]
+
+
+def _result(host, number: int) -> Image.Image:
     """What a turn gave, as the node showed it, read from the server's temporary folder."""
-    turns = json.loads(
-        next(host.server.base.glob("user/**/kontext/turns-0.json")).read_text(encoding="utf-8")
-    )
-    return Image.open(next(host.server.base.glob(f"temp/**/{turns[number]['after']['filename']}"))).convert(
-        "RGB"
-    )
+    return Image.open(next(host.server.base.glob(f"temp/**/{_name(host, number)}"))).convert("RGB")
 
 
 def test_keys_compare_and_the_buttons_of_a_row_work_by_key(made, host):
@@ -252,8 +253,11 @@ def test_keys_compare_and_the_buttons_of_a_row_work_by_key(made, host):
         "(prompt) => window.edit.widgets.find((one) => one.name === 'prompt').value === prompt",
         arg=PROMPTS[1],
     )
+    made.page.wait_for_function(
+        "(name) => window.load.widgets.find((one) => one.name === 'image').value === name", arg=_name(host, 1)
+    )
     made.toast("are in the graph")
-    assert _loaded(made, host).tobytes() == _result(made, host, 1).tobytes()
+    assert _loaded(made, host).tobytes() == _result(host, 1).tobytes()
 
 
 def test_redo_starts_from_the_same_picture_with_another_seed(made):

@@ -64,6 +64,7 @@ function addPreserve(node) {
   // Nodes 2.0 has no public way to move a node that is drawn: Preserve goes below what stands in its place
   const inTheWay = targets.map(([target]) => target)
     .filter(({ pos, size }) => isVueNodes() && pos[0] < x + WIDTH + 60 && pos[0] + size[0] > x);
+  preserve.setSize([Math.max(WIDTH, preserve.size[0]), preserve.size[1]]);
   preserve.pos = [x, Math.max(node.pos[1], ...inTheWay.map(({ pos, size }) => pos[1] + Math.max(PREVIEW, size[1]) + 60))];
   node.graph.add(preserve);
   for (const [target, slot] of targets) {
