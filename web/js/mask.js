@@ -3,7 +3,7 @@
 import { app, isVueNodes, loadedPicture, origin, setValue, toast, uploadBlob, value, viewUrl } from "./host.js";
 import { t } from "./text.js";
 
-const ROOM = 560; // pixels below a Kontext Preserve that its before/after view will take
+const ROOM = 660; // pixels below a Kontext Preserve that its before/after view will take
 const WIDTH = 340; // and its width with it
 const PREVIEW = 300; // height of a Preview Image with its picture
 
