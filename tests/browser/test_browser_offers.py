@@ -15,13 +15,14 @@ FILES = {
     "ae.safetensors",
 }
 # Opens a workflow on an empty page and waits for what the front end has to say of its files: a dialog in 1.32, a panel
-# with an entry a file in 1.58. Widgets are drawn on the canvas or are inputs, whose values are no text of the page.
+# with an entry a file in 1.58. What stands on a node in Nodes 2.0, such as a loader's file, is no offer.
 OFFERED = """async ({workflow, files, wait}) => {
   await app.extensionManager.setting.set("Comfy.Workflow.ShowMissingModelsWarning", true);
   await app.loadGraphData(workflow);
   const until = Date.now() + wait;
   for (;;) {
-    const text = document.body.innerText;
+    const said = [...document.body.querySelectorAll("*")].filter((one) => !one.closest("[data-node-id]"));
+    const text = said.filter((one) => !one.children.length).map((one) => one.textContent).join(" ");
     const found = files.filter((name) => text.includes(name) || text.includes(name.replace(".safetensors", "")));
     if (found.length === files.length || Date.now() > until) return found;
     await new Promise((resolve) => setTimeout(resolve, 200));
