@@ -22,9 +22,18 @@ ROOT = Path(__file__).parents[2]
 KEYS = ["output", "width", "height", "seed", "steps", "guidance", "model", "seconds", "peak_rss_bytes"]
 
 
+# A shell's background jobs are started deaf to an interrupt, and so is what they start.
+HEARING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from kontext_core.__main__ import main
+sys.exit(main())
+"""
+
+
 def start(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "kontext_core", *map(str, arguments)],
+        [sys.executable, "-c", HEARING, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
