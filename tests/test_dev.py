@@ -1,4 +1,4 @@
-"""`python dev.py test`: the browser's tests beside the others, one exit code, and all that both print."""
+"""`python dev.py test`: two processes beside each other, one exit code, and all that both print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAILS = "def test_{name}():\n    assert False, 'ran {name}'\n"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A function that lays out a project with one test in a browser and one beside it, and runs dev.py's command."""
+    """A function that lays out a project with a test for each process, and runs dev.py's command."""
     (tmp_path / "tests" / "browser").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\ntestpaths = ['tests']\n")
     monkeypatch.setattr(dev, "ROOT", tmp_path)
