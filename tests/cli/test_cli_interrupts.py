@@ -16,7 +16,9 @@ from kontext_core.samplers import StepInfo
 @pytest.fixture
 def installed():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job of a shell starts with it ignored
     interrupts.install()
     yield
     for number, handler in before.items():
