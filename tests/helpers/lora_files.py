@@ -7,27 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
+import small_lora
 import torch
 
 from kontext_core.models.clip import ClipParams
 from kontext_core.models.lora_apply import HOST_PREFIXES
 from kontext_core.models.t5 import T5Params
-from kontext_core.models.transformer import TransformerParams
 
 # XLabs files are recognised by the published block counts; the width is free.
-HIDDEN, DEPTH, DEPTH_SINGLE = 32, 19, 38
-PARAMS = TransformerParams(
-    in_channels=16,
-    out_channels=16,
-    vec_in_dim=8,
-    context_in_dim=12,
-    hidden_size=HIDDEN,
-    num_heads=2,
-    depth=DEPTH,
-    depth_single_blocks=DEPTH_SINGLE,
-    axes_dim=(4, 6, 6),
-)
+HIDDEN, DEPTH, DEPTH_SINGLE = small_lora.HIDDEN, 19, 38
+PARAMS = replace(small_lora.PARAMS, depth=DEPTH, depth_single_blocks=DEPTH_SINGLE)
 T5 = T5Params(vocab_size=10, d_model=12, d_kv=4, d_ff=20, num_layers=2, num_heads=3)
 CLIP = ClipParams(
     vocab_size=10,
