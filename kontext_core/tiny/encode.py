@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,15 +29,23 @@ OTHER_SIZES = ((144, 112), (112, 144), (160, 96), (96, 160))
 """(width, height) of the buckets beside the square one that the world is also drawn at."""
 
 
+SPREAD = 16
+"""How many numbers an example of chosen kinds may use up, on average over a shard."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Examples start..start+count of one category at one (width, height)."""
+    """Examples start..start+count of one category at one (width, height).
+
+    `kinds`: only examples of these, the first `count` of SPREAD times as many numbers from `start` on; any when empty.
+    """
 
     split: str
     category: str
     start: int
     count: int
     size: tuple[int, int] = SQUARE
+    kinds: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -45,7 +54,27 @@ class ShardJob:
 
     @property
     def name(self) -> str:
-        return f"{self.group}-{self.split}-{self.category}-{self.start:07d}.safetensors"
+        kinds = "".join(f"-{kind.replace(' ', '_')}" for kind in self.kinds)
+        return f"{self.group}-{self.split}-{self.category}{kinds}-{self.start:07d}.safetensors"
+
+    def numbers(self) -> list[int]:
+        """The numbers of its examples.
+
+        Raises:
+            ValueError: the world's category has too few of these kinds.
+        """
+        if not self.kinds:
+            return list(range(self.start, self.start + self.count))
+        candidates = range(self.start, self.start + SPREAD * self.count)
+        fitting = (n for n in candidates if world.plan(self.split, self.category, n).kind in self.kinds)
+        found = list(islice(fitting, self.count))
+        if len(found) < self.count:
+            raise ValueError(
+                f"{len(candidates)} examples of {self.category!r} hold {len(found)} of the kinds "
+                f"{', '.join(self.kinds)}, but the shard wants {self.count}: name kinds that the category has, "
+                "or more of them"
+            )
+        return found
 
 
 def token_weights(change_mask: np.ndarray) -> Tensor:
@@ -64,10 +93,7 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
     module = Autoencoder(params_from_shapes({key: tuple(value.shape) for key, value in weights.items()}))
     module.load_state_dict(weights)
     module = module.to(fast_dtype("cpu", torch.bfloat16)).to(memory_format=torch.channels_last).eval()
-    examples = [
-        world.example(job.split, job.category, index, job.size)
-        for index in range(job.start, job.start + job.count)
-    ]
+    examples = [world.example(job.split, job.category, number, job.size) for number in job.numbers()]
     words = [example.instruction for example in examples]
     tensors = {
         "target": _encode(module, [example.target for example in examples]),
@@ -99,13 +125,19 @@ def _encode(module: Autoencoder, pictures: list[np.ndarray]) -> Tensor:
 
 
 def shard_jobs(split: str, examples: int, *, weights: dict[str, float], shard: int = 500) -> list[ShardJob]:
-    """Jobs for about `examples` examples in the given shares, every 10th shard of a category at another size."""
+    """Jobs for about `examples` examples in the given shares, every 10th shard of a category at another size.
+
+    A share's name is a category, or a category and those of its kinds that are wanted: "local:replace+bigger".
+    """
     jobs = []
-    for category, share in weights.items():
+    for name, share in weights.items():
+        category, _, kinds = name.partition(":")
+        chosen = tuple(kinds.split("+")) if kinds else ()
         for number in range(max(1, round(examples * share / shard))):
             size = OTHER_SIZES[(number // 10) % len(OTHER_SIZES)] if number % 10 == 9 else SQUARE
+            start = number * shard * (SPREAD if chosen else 1)
             jobs.append(
-                ShardJob(split=split, category=category, start=number * shard, count=shard, size=size)
+                ShardJob(split=split, category=category, start=start, count=shard, size=size, kinds=chosen)
             )
     # every category early, so that training can begin on any number of finished shards
     return sorted(jobs, key=lambda job: (job.start, job.category))

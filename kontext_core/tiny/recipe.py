@@ -195,9 +195,9 @@ def export(runs: Path, destination: Path, *, flow: Path) -> None:
 
 
 def _mix(text: str) -> dict[str, float]:
-    """Shares that add up to 1, of text such as local=0.5,text=0.5."""
+    """Shares that add up to 1, of text such as local=0.5,text=0.5; see `encode.shard_jobs` for names of kinds."""
     parts = [part.partition("=") for part in text.split(",")]
-    unknown = [name for name, _, _ in parts if name not in MIX]
+    unknown = [name for name, _, _ in parts if name.partition(":")[0] not in MIX]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no category; use {', '.join(MIX)}")
     try:
@@ -224,7 +224,12 @@ def main() -> None:
         "--first", type=int, default=0, help="encode, read: number of the first scene of each category"
     )
     parser.add_argument("--shard", type=int, default=500, help="encode: examples a file")
-    parser.add_argument("--mix", type=_mix, default=MIX, help="encode: shares, as local=0.5,text=0.5")
+    parser.add_argument(
+        "--mix",
+        type=_mix,
+        default=MIX,
+        help="encode: shares, as local=0.5,local:replace+smaller=0.2,text=0.3",
+    )
     parser.add_argument("--workers", type=int, default=2, help="encode, read: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")

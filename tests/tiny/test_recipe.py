@@ -21,7 +21,8 @@ from kontext_core.models.autoencoder import Autoencoder
 from kontext_core.tiny import autoencode, parts, recipe
 from kontext_core.tiny.bench import run_bench
 from kontext_core.tiny.editor import model_editor
-from kontext_core.tiny.encode import ShardJob, encode_world
+from kontext_core.tiny.encode import ShardJob, encode_world, shard_jobs
+from kontext_core.tiny.world import plan
 from kontext_core.training.autoencoder import reconstruction_psnr
 from kontext_core.training.checkpoint import save_checkpoint
 from kontext_core.training.data import write_shard
@@ -128,6 +129,21 @@ def test_shares_that_make_no_sense_are_refused(text):
 
 def test_shares_add_up_to_one():
     assert recipe._mix("local=3,text=1") == {"local": 0.75, "text": 0.25}
+
+
+def test_shards_of_chosen_kinds_hold_no_others():
+    shares = recipe._mix("local=1,local:bigger+smaller=3")
+    plain, *chosen = shard_jobs("train", 24, weights=shares, shard=6)
+    assert (plain.kinds, plain.numbers()) == ((), list(range(6)))
+    assert [job.start for job in chosen] == [0, 96, 192]
+    for job in chosen:
+        numbers = job.numbers()
+        kinds = {plan("train", "local", number).kind for number in numbers}
+        assert kinds == {"bigger", "smaller"} and len(set(numbers)) == 6
+        assert job.start <= numbers[0] and numbers[-1] < job.start + 96
+    assert len({job.name for job in [plain, *chosen]}) == 4
+    with pytest.raises(ValueError, match="96 examples of 'local' hold 0 of the kinds taller"):
+        replace(chosen[0], kinds=("taller",)).numbers()
 
 
 def test_shards_are_grouped_and_drawn_alone_as_asked(tmp_path):
