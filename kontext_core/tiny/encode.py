@@ -20,6 +20,7 @@ from ..models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..training.data import write_shard
 from . import world
 from .labels import token_labels
+from .render import mask_of
 from .scene import Scene
 
 log = logging.getLogger("kontext")
@@ -29,6 +30,8 @@ OTHER_SIZES = ((144, 112), (112, 144), (160, 96), (96, 160))
 """(width, height) of the buckets beside the square one that the world is also drawn at."""
 
 
+SCENERY = 0.25
+"""What a token of scenery counts in a picture that is new altogether, where one of a thing counts 1."""
 SPREAD = 16
 """How many numbers an example of chosen kinds may use up, on average over a shard."""
 
@@ -84,6 +87,16 @@ def token_weights(change_mask: np.ndarray) -> Tensor:
     return (blocks.flatten() * 255).round().to(torch.uint8)
 
 
+def drawn_weights(scene: Scene, size: tuple[int, int]) -> Tensor:
+    """uint8 (N,) for a picture that is new altogether: things, creature and sign count whole, the scenery `SCENERY` of
+    that. Scenery is most of a picture and learnt long before what stands in it."""
+    w, h = size
+    parts = [*scene.things, *(part for part in (scene.creature, scene.sign) if part is not None)]
+    covered = np.max([np.zeros((h, w), np.float32), *(mask_of(part, size) for part in parts)], axis=0)
+    share = token_weights(covered > 0.5).float() / 255
+    return ((SCENERY + (1 - SCENERY) * (4 * share).clamp(max=1)) * 255).round().to(torch.uint8)
+
+
 def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Path) -> int:
     """Render and encode one job; returns how many examples it wrote."""
     from safetensors.torch import load_file
@@ -99,7 +112,7 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
         "target": _encode(module, [example.target for example in examples]),
         "t5": T5Tokenizer.from_path(tokenizers / "tokenizer_2").encode(words).ids.int(),
         "clip": ClipTokenizer.from_path(tokenizers / "tokenizer").encode(words).ids.int(),
-        "weight": torch.stack([token_weights(example.change_mask) for example in examples]),
+        "weight": torch.stack([_weights(example, job.size) for example in examples]),
         "labels": _labels([example.truth.after for example in examples], job.size),
     }
     if examples[0].context is not None:
@@ -107,6 +120,12 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
         tensors["context"] = _encode(module, [example.context for example in examples])
     write_shard(folder / job.name, tensors)
     return len(examples)
+
+
+def _weights(example: world.Example, size: tuple[int, int]) -> Tensor:
+    if example.category in ("style", "character", "generate"):
+        return drawn_weights(example.truth.after, size)
+    return token_weights(example.change_mask)
 
 
 def _labels(scenes: list[Scene], size: tuple[int, int]) -> Tensor:

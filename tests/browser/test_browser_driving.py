@@ -277,6 +277,9 @@ def test_a_replacement_that_is_much_longer_is_pointed_out(tab):
 
 
 def test_open_presets_go_with_their_node(tab):
+    if tab.page.locator(".kontext-popover").count() == 0:
+        tab.graph()
+        tab.page.locator(".kontext-panel button", has_text="Presets").first.click()
     assert tab.page.locator(".kontext-popover").count() == 1
     tab.eval("app.graph.remove(window.edit)")
     assert tab.page.locator(".kontext-popover").count() == 0

@@ -88,6 +88,15 @@ class Host:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
+    def put_tokenizers(self, kind: str, *, text_tokens: int | None = None) -> None:
+        """The bundled tokenizers into one of the server's model folders; prompts of `text_tokens` T5 tokens."""
+        for name in ("tokenizer", "tokenizer_2"):
+            folder = self.put_model(kind, name)
+            shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
+        if text_tokens is not None:
+            config = folder / "tokenizer_config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": text_tokens}))
+
     def log(self) -> str:
         return self.server.log.read_text(encoding="utf-8", errors="replace")
 
@@ -212,9 +221,7 @@ def tiny(host) -> dict[str, str]:
         names[kind] = f"random_{kind}.safetensors"
         folder = "text_encoders" if kind in ("t5", "clip") else kind
         save_file(random_weights(module, seed), host.put_model(folder, names[kind]))
-    for name in ("tokenizer", "tokenizer_2"):
-        folder = host.put_model("text_encoders", name)
-        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
+    host.put_tokenizers("text_encoders")
     return names
 
 
@@ -253,11 +260,7 @@ def wide(host) -> dict[str, str]:
     }
     for name, (folder, state) in files.items():
         save_file(state, host.put_model(f"{folder}/wide", f"{name}.safetensors"))
-    for name in ("tokenizer", "tokenizer_2"):
-        folder = host.put_model("text_encoders/wide", name)
-        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
-    config = folder / "tokenizer_config.json"  # few text tokens: only the width matters here
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 12}))
+    host.put_tokenizers("text_encoders/wide", text_tokens=12)  # few: only the width matters here
     return {name: f"wide/{name}.safetensors" for name in files}
 
 

@@ -6,8 +6,6 @@ ComfyUI's own loaders and by ours. On a CPU both compute in float32.
 
 from __future__ import annotations
 
-import json
-import shutil
 from itertools import product
 
 import numpy as np
@@ -20,7 +18,6 @@ from kontext_core.models.autoencoder import Autoencoder
 from kontext_core.models.clip import ClipParams, ClipTextEncoder
 from kontext_core.models.t5 import T5Encoder, T5Params
 from kontext_core.models.transformer import Flux, TransformerParams
-from kontext_core.weights.locate import BUNDLED
 
 # Both in float32, and sums in another order in a few places: what is left is rounding. The values are about 1.
 TOLERANCE = 1e-4
@@ -61,11 +58,7 @@ def files(host) -> dict[str, str]:
         kind = "text_encoders" if name in ("t5", "clip") else name
         dtype = torch.bfloat16 if kind == "diffusion_models" else torch.float32
         random_file(host.put_model(f"{kind}/both", f"{name}.safetensors"), module, seed, dtype)
-    for name in ("tokenizer", "tokenizer_2"):
-        folder = host.put_model("text_encoders/both", name)
-        shutil.copytree(BUNDLED["kontext-tiny"] / name, folder, dirs_exist_ok=True)
-    config = folder / "tokenizer_config.json"  # few text tokens: only the width matters here
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 12}))
+    host.put_tokenizers("text_encoders/both", text_tokens=12)  # few: only the width matters here
     return {name: f"both/{name}.safetensors" for name in modules}
 
 
