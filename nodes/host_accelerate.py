@@ -11,6 +11,7 @@ Source: Comfy-Org/ComfyUI comfy/patcher_extension.py; comfy/ldm/flux/model.py; c
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -59,21 +60,18 @@ class _Sampling:
         self.settings, self.report = settings, report
         self.running = False
         self.states: dict[Any, tuple[tuple[Tensor | None, ...], Reuse]] = {}
-        self.plain = 0
+        self.plain: Counter[str] = Counter()
 
     def outer(self, executor, *args, **kwargs):
         """Around a whole sampling."""
-        self.running, self.states, self.plain = True, {}, 0
+        self.running, self.states, self.plain = True, {}, Counter()
         self.saved = Saved()
         try:
             result = executor(*args, **kwargs)
             for _, state in self.states.values():
                 self.saved.add(state.saved)
             lines = [str(self.saved)]
-            if self.plain:
-                lines.append(
-                    f"{self.plain} evaluations in full: references with strength, mask or steps of their own"
-                )
+            lines += [f"{count} evaluations in full: {reason}" for reason, count in self.plain.items()]
             logger.info("accelerated: %s", "; ".join(lines))
             if self.report is not None:
                 self.report.say(KEY, lines)
@@ -97,8 +95,12 @@ class _Sampling:
         """Around one call of the network."""
         options = {} if options is None else options
         run = partial(_call, executor, timestep, context, y, guidance, control, kwargs)
-        if not self.running or _has_own_settings(options, kwargs):
-            self.plain += self.running
+        if not self.running:
+            return run(x, ref_latents, options)
+        reason = _needs_all(self.settings, options, control, kwargs)
+        if reason is not None:
+            self.plain[reason] += 1
+            self._forget(options)
             return run(x, ref_latents, options)
         network = executor.class_obj
         pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=(latents.PATCH, latents.PATCH))
@@ -122,7 +124,7 @@ class _Sampling:
         self, network, target: Tensor, references: list[Tensor], conditions: tuple, options: dict
     ) -> Reuse:
         """The state of these conditions; a new one when anything they are made of is not what it was."""
-        name = (tuple(options.get("cond_or_uncond", ())), tuple(map(str, options.get("uuids", ()))))
+        name = _name(options)
         inputs = (*conditions, *references)
         known = self.states.get(name)
         if known is not None:
@@ -147,6 +149,17 @@ class _Sampling:
             self.saved.add(self.states.pop(next(iter(self.states)))[1].saved)
         return state
 
+    def _forget(self, options: dict) -> None:
+        """What these conditions recorded is no longer of the last evaluation."""
+        known = self.states.pop(_name(options), None)
+        if known is not None:
+            self.saved.add(known[1].saved)
+
+
+def _name(options: dict) -> tuple:
+    """Which conditional and unconditional passes one call of the network holds."""
+    return tuple(options.get("cond_or_uncond", ())), tuple(map(str, options.get("uuids", ())))
+
 
 def _call(executor, timestep, context, y, guidance, control, kwargs, x, ref_latents, options):
     return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
@@ -170,10 +183,19 @@ def _grid(latent: Tensor) -> tuple[int, int]:
     return latent.shape[-2] // latents.PATCH, latent.shape[-1] // latents.PATCH
 
 
-def _has_own_settings(options: dict, kwargs: dict) -> bool:
-    """Whether attention is masked or references come and go: what was recorded would not hold."""
+def _needs_all(settings: Accelerate, options: dict, control: dict | None, kwargs: dict) -> str | None:
+    """Why an evaluation has to compute everything, or None.
+
+    What was recorded does not hold where attention is masked or references come and go. A ControlNet's residuals are
+    added by the network between the blocks, to every target token: onto blocks that are skipped a second time, and
+    onto tokens that are left out.
+    """
     wrappers = options.get("wrappers", {}).get(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, {})
-    return REFERENCE_HOOK in wrappers or kwargs.get("attention_mask") is not None
+    if REFERENCE_HOOK in wrappers or kwargs.get("attention_mask") is not None:
+        return "references with strength, mask or steps of their own"
+    if control and (settings.regions > 0 or settings.first_block > 0):
+        return "a ControlNet, with which neither regions nor blocks can be left out"
+    return None
 
 
 def _patched(options: dict, state: Reuse, chosen: Tensor | None, network: Any) -> dict:

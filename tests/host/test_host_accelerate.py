@@ -52,5 +52,18 @@ def test_references_with_settings_of_their_own_are_computed_in_full(result):
     assert result["own_settings"] < 1e-6
 
 
+@pytest.mark.parametrize("mode", ["some_regions", "first_block"])
+def test_a_controlnet_adds_to_every_token_and_block_so_none_is_left_out(result, mode):
+    assert result["control_matters"] > 0.01
+    assert result["control"][mode]["to_plain"] < 1e-6
+    assert result["control"][mode]["same_on_both"] < TOLERANCE
+
+
+def test_context_reuse_goes_with_a_controlnet(result):
+    found = result["control"]["context"]
+    assert found["ours"]["part"] == 4 and found["same_on_both"] < TOLERANCE
+    assert 1e-4 < found["to_plain"] < 0.5
+
+
 def test_nothing_is_kept_when_the_sampling_is_over(result):
     assert result["kept_after"] == 0

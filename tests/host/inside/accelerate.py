@@ -74,5 +74,32 @@ for name, new in changes.items():
 settings = host_references.ReferenceSettings(convention="offset", strength=0.5)
 own = host_references.with_settings(positive(), settings)
 result["own_settings"] = difference(sample(context, own), sample(OURS, own))
+
+
+def with_control(model):
+    """A clone whose every evaluation gets a ControlNet's residuals, for each block of the target's tokens."""
+
+    def control(executor, x, timestep, context, y, guidance, ref_latents, control, options, **kwargs):
+        added = {
+            side: [0.5 * steps.draw(70 + i, 1, 12, 64) for i in range(2)] for side in ("input", "output")
+        }
+        return executor(x, timestep, context, y, guidance, ref_latents, added, options, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key("diffusion_model", "control", control)
+    return model
+
+
+result["control"] = {}
+controlled = [with_control(model) for model in (OURS, NATIVE)]
+for name in ("context", "some_regions", "first_block"):
+    ours, native = (host_accelerate.accelerated(model, MODES[name]) for model in controlled)
+    a, b = sample(ours), sample(native)
+    result["control"][name] = {
+        "same_on_both": difference(a, b),
+        "to_plain": difference(a, sample(controlled[0])),
+        "ours": saved_of(ours),
+    }
+result["control_matters"] = difference(sample(controlled[0]), plain)
 result["kept_after"] = len(context.get_wrappers("outer_sample", host_accelerate.KEY)[0].__self__.states)
 pack.answer(result)
