@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -22,12 +23,13 @@ import folder_paths
 import torch
 
 from ..kontext_core import preview
+from ..kontext_core.devices import fast_dtype
 from ..kontext_core.models.tokenizers import ClipTokenizer, T5Tokenizer
 from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
 from ..kontext_core.weights import load as weights
 from ..kontext_core.weights import locate
 from ..kontext_core.weights.formats import T5, TRANSFORMER
-from ..kontext_core.weights.load import build
+from ..kontext_core.weights.load import PACKED_DTYPE, build
 from ..kontext_core.weights.locate import FEW_STEP_WORDS
 from ..kontext_core.weights.offload import SMALL
 from ..kontext_core.weights.packed import PackedOperations
@@ -47,7 +49,7 @@ DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16,
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 LORAS = "kontext loras"  # attachment of a MODEL: the file names of the LoRAs that Kontext Load LoRA put on it
 TURBO = re.compile(r"turbo|hyper|lightning|schnell|few.?step|(?<!\d)\d{1,2}.?steps?(?![a-z])", re.IGNORECASE)
-# A CPU computes in float32: weights that are smaller than this then are cast once, not in every step.
+# Where a CPU computes in float32, weights that are smaller than this then are cast once, not in every step.
 CAST_BELOW = 1 << 30
 
 
@@ -153,7 +155,9 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
     stored = core.compute_dtype
     count = sum(math.prod(shape) for shape in part.shapes.values())
     device = management.get_torch_device()
-    if dtype is not None:
+    if management.is_device_cpu(device) and not _dtype_is_asked_for():
+        computed = fast_dtype(device, PACKED_DTYPE if packed else stored)
+    elif dtype is not None:
         computed = management.unet_manual_cast(stored, device, SUPPORTED) or stored
     else:
         computed = management.unet_dtype(model_params=count, supported_dtypes=SUPPORTED, weight_dtype=stored)
@@ -188,6 +192,12 @@ def load_model_file(path: Path, dtype: torch.dtype | None, name: str):
     host_layers.watch(result)
     model.diffusion_model.steps.watch(result)
     return result
+
+
+def _dtype_is_asked_for() -> bool:
+    """Whether the host was started with a dtype for diffusion models; else it takes float32 on every CPU."""
+    asked = ("force_fp32", "force_fp16", "fp32_unet", "fp64_unet", "bf16_unet", "fp16_unet")
+    return any(getattr(comfy.cli_args.args, name, False) for name in asked)
 
 
 def latent_format(folder: Path) -> comfy.latent_formats.Flux:

@@ -188,7 +188,8 @@ def host(comfyui, tmp_path_factory) -> Iterator[Host]:
     small = base / "custom_nodes" / "small_encoders"
     small.mkdir(parents=True)
     (small / "__init__.py").write_text(SMALL_ENCODERS)
-    with dev.ComfyServer(*comfyui, base) as server:
+    # ours and the host's own models in float32, also on a CPU where ours would compute in bfloat16
+    with dev.ComfyServer(*comfyui, base, ["--fp32-unet"]) as server:
         host = Host(server)
         put_face_network(host)
         put_vision_network(host)

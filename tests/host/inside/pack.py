@@ -1,5 +1,8 @@
 """Set-up of the scripts in this folder: ComfyUI on the path as if started with --cpu, and the pack imported.
 
+Diffusion models compute in float32, as the tolerances of the tests ask for; without a word ours computes in bfloat16 on
+a CPU that is fast at it.
+
 A script is called with the ComfyUI's folder, the file for its JSON answer, its own arguments, "--" and further
 options of ComfyUI's command line.
 """
@@ -15,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 split = sys.argv.index("--")
 COMFYUI, ANSWER, *ARGUMENTS = sys.argv[1:split]
-sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention", *sys.argv[split + 1 :]]
+sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention", "--fp32-unet", *sys.argv[split + 1 :]]
 sys.path.insert(0, COMFYUI)
 
 import comfy.options  # noqa: E402
