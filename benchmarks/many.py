@@ -23,7 +23,7 @@ def measure(counts: list[int], rounds: int, device: torch.device, dtype: torch.d
     report: dict[str, Any] = {}
     for subject in SUBJECTS:
         rivals = {str(count): partial(_edit, model, subject, count) for count in counts}
-        times = alternate(rivals, rounds, inputs=partial(_forget, model))
+        times = alternate(rivals, rounds, inputs=partial(forget, model))
         per_picture = {name: [value / int(name) for value in values] for name, values in times.items()}
         relative = ratios(per_picture, str(counts[0]))
         report[subject] = {
@@ -33,7 +33,8 @@ def measure(counts: list[int], rounds: int, device: torch.device, dtype: torch.d
     return {**report, "steps": STEPS, **machine(device, next(model.transformer.parameters()).dtype)}
 
 
-def _forget(model) -> tuple:
+def forget(model) -> tuple:
+    """Empty what prompts and pictures were encoded to; no arguments for the call that follows."""
     from kontext_core import cache
 
     cache.clear(model.autoencoder)
@@ -54,7 +55,7 @@ def _encoded(model, subject: str, count: int) -> dict[str, int]:
     """How many pictures and prompts one call encodes, by the caches' own count."""
     from kontext_core.cache import cache_of
 
-    _forget(model)
+    forget(model)
     caches = {
         "pictures": cache_of(model.autoencoder),
         "prompts": cache_of(model.t5, model.clip, model.t5_tokenizer, model.clip_tokenizer),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Timed = dict[str, list[float]]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -64,6 +65,20 @@ def ratios(times: Timed, base: str) -> dict[str, float]:
         name: statistics.median(value / one for value, one in zip(values, times[base], strict=True))
         for name, values in times.items()
     }
+
+
+def largest_difference(rival: str, found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference between what a rival gives and what is expected of it.
+
+    Raises:
+        ValueError: another shape, or numbers that are not finite: what it took for that is no time to compare with.
+    """
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        shapes = f"{tuple(found.shape)} in place of {tuple(expected.shape)}"
+        raise ValueError(
+            f"{rival} gives {shapes}, or numbers that are not finite: it computes something else"
+        )
+    return float((found.float().cpu() - expected.float().cpu()).abs().max())
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

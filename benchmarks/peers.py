@@ -91,7 +91,11 @@ class Case:
         self.device, self.dtype = device, dtype
         generator = torch.Generator().manual_seed(0)
         block = {"single": SingleStreamBlock, "double": DoubleStreamBlock}[kind]
-        self.block = block(TransformerParams(), torch.nn, dtype, "meta").to_empty(device=device).eval()
+        self.block = (
+            block(TransformerParams(hidden_size=HIDDEN, num_heads=HEADS), torch.nn, dtype, "meta")
+            .to_empty(device=device)
+            .eval()
+        )
         with torch.no_grad():
             for name, parameter in self.block.named_parameters():
                 if name.endswith("scale"):
