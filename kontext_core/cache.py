@@ -1,9 +1,9 @@
 """What was encoded once is not encoded again: results by content, bounded in memory, never stale.
 
-A cache belongs to a network and to its weights as they are: another LoRA, a training step or any other change that
-PyTorch counts empties it. Keys are contents (a prompt's text, the digest of a picture's pixels), one sample each, so a
-batch takes what is there and computes the rest. A weight that is written through `.data` is not noticed: call
-`clear(network)` after that.
+A cache belongs to a network and to its weights as they are: another LoRA, other parameters, a training step or any
+other change that PyTorch counts empties it. Keys are contents (a prompt's text, the digest of a picture's pixels), one
+sample each, so a batch takes what is there and computes the rest. A weight that is written through `.data` is not
+noticed, nor is a write to an inference tensor that leaves some of its values as they were: call `clear(network)` then.
 """
 
 from __future__ import annotations
@@ -95,12 +95,22 @@ def clear(owner: nn.Module) -> None:
 
 
 def _stamp(module: nn.Module) -> list[Any]:
-    """What changes when a network's weights do: their addresses, PyTorch's count of writes, and applied LoRAs."""
-    digest = hashlib.sha256()
+    """What changes when a network's weights do: which they are, where, PyTorch's count of writes, and applied LoRAs.
+
+    An address alone says little: another parameter may lie where an earlier one was.
+    """
+    digest, parameters = hashlib.sha256(), []
     for parameter in module.parameters():
-        version = -1 if parameter.is_inference() else parameter._version
-        digest.update(f"{parameter.data_ptr()} {version} {parameter.dtype} {parameter.device};".encode())
-    return [module, digest.hexdigest(), module.__dict__.get("_kontext_lora")]
+        written = _some_values(parameter) if parameter.is_inference() else parameter._version
+        digest.update(f"{parameter.data_ptr()} {written} {parameter.dtype} {parameter.device};".encode())
+        parameters.append(weakref.ref(parameter))
+    return [module, digest.hexdigest(), module.__dict__.get("_kontext_lora"), *parameters]
+
+
+def _some_values(weight: Tensor) -> list[float]:
+    """A few values of a weight whose writes PyTorch does not count: spread over it, the first and the last included."""
+    places = torch.linspace(0, weight.numel() - 1, 8).long().to(weight.device)
+    return weight.detach().flatten()[places].float().tolist()
 
 
 def content(tensor: Tensor) -> str:

@@ -78,6 +78,26 @@ def test_nothing_is_taken_from_before_a_write_to_the_weights(model, pictures):
     assert not torch.equal(before[1], after[1])
 
 
+def test_another_parameter_in_the_same_memory_is_noticed(model, pictures):
+    before = encode_image(model, pictures[:1])
+    layer = model.autoencoder.encoder.conv_in
+    values = layer.weight.data.mul_(1.5)  # not counted by itself
+    layer.weight = torch.nn.Parameter(values, requires_grad=False)
+    assert not torch.equal(encode_image(model, pictures[:1]), before)
+
+
+def test_a_write_to_weights_that_were_made_in_inference_mode_is_noticed(random_tiny_folder, pictures):
+    with torch.inference_mode():
+        model = load_model(random_tiny_folder)
+    assert model.autoencoder.encoder.conv_in.weight.is_inference()
+    before = encode_image(model, pictures[:1])
+    encoder = calls(model.autoencoder.encoder)
+    assert torch.equal(encode_image(model, pictures[:1]), before) and encoder == []
+    with torch.inference_mode():
+        model.autoencoder.encoder.conv_in.weight.mul_(1.5)
+    assert not torch.equal(encode_image(model, pictures[:1]), before)
+
+
 def test_a_lora_on_a_text_encoder_and_off_again_is_noticed(model, tmp_path):
     name = "text_model.encoder.layers.0.mlp.fc1"
     layer = model.clip.get_submodule(name)
