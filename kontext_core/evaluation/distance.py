@@ -114,11 +114,11 @@ def distance(space: PatchSpace, images: Tensor, truth: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Distances of several sets from the truth, and how much nearer the first is than each other one.
+    """Distances of several sets from the truth, and how much nearer others are.
 
     Attributes:
         distances: name -> distance from the truth.
-        nearer: name -> (its distance − the first set's): above 0 where the first set is nearer.
+        nearer: name -> (its distance − that of the set it is compared with): above 0 where the other one is nearer.
     """
 
     distances: dict[str, Interval]
@@ -129,6 +129,7 @@ def compare(
     sets: dict[str, Tensor],
     truth: Tensor,
     *,
+    rivals: dict[str, str] | None = None,
     levels: int = 3,
     patch: int = 3,
     resamples: int = 400,
@@ -140,6 +141,9 @@ def compare(
     Picture i of every set answers the same request as picture i of the truth; pictures are resampled together, so
     the differences are paired. An interval is the resamples' spread around the value itself: a resampled distance is
     larger than the sample's own by about the noise that the sample's already has, so their mean is left out of it.
+
+    Args:
+        rivals: name of a set -> name of the set it is compared with; all with the first one by default.
 
     Raises:
         ValueError: sets of other sizes than the truth, or no set.
@@ -155,23 +159,17 @@ def compare(
     weights = torch.zeros(resamples, count).scatter_add_(1, rows, torch.ones(resamples, count)) / count
     weights = torch.cat((torch.full((1, count), 1 / count), weights))  # row 0 is the sample itself
     reference = histograms(space, truth).flatten(1)
-    found = {
-        name: torch.cat(
-            [
-                _chunk_distance(part, histograms(space, images).flatten(1), reference, space)
-                for part in weights.split(50)
-            ]
+    found = {}
+    for name, images in sets.items():
+        sketch = histograms(space, images).flatten(1)
+        found[name] = torch.cat(
+            [_chunk_distance(part, sketch, reference, space) for part in weights.split(50)]
         )
-        for name, images in sets.items()
-    }
     first = next(iter(sets))
+    rivals = {name: first for name in sets if name != first} if rivals is None else rivals
     return Comparison(
         distances={name: _interval(values, confidence) for name, values in found.items()},
-        nearer={
-            name: _interval(values - found[first], confidence)
-            for name, values in found.items()
-            if name != first
-        },
+        nearer={name: _interval(found[name] - found[other], confidence) for name, other in rivals.items()},
     )
 
 
@@ -198,11 +196,39 @@ def sharpness_share(
     images: Tensor, truth: Tensor, *, resamples: int = 400, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """Mean sharpness as a share of the truth's, paired by picture, with a bootstrap interval: 1 is as sharp."""
-    ours, theirs = sharpness(images), sharpness(truth)
-    if len(ours) != len(theirs):
+    return mean_share(
+        sharpness(images), sharpness(truth), resamples=resamples, confidence=confidence, seed=seed
+    )
+
+
+def mean_share(
+    ours: Tensor,
+    theirs: Tensor,
+    rivals: Tensor | None = None,
+    *,
+    resamples: int = 400,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """mean(ours) / mean(theirs), or (mean(ours) − mean(rivals)) / mean(theirs), with a bootstrap interval.
+
+    Args:
+        ours, theirs, rivals: (B,) numbers that answer the same requests, resampled together.
+
+    Raises:
+        ValueError: of other lengths, or `theirs` has the mean 0.
+    """
+    parts = [ours, theirs] if rivals is None else [ours, theirs, rivals]
+    if len({len(part) for part in parts}) != 1:
         raise ValueError(
             f"{len(ours)} pictures for a truth of {len(theirs)}: one picture a request is needed"
         )
+    ours, theirs = ours.float(), theirs.float()
+    if float(theirs.mean()) == 0:
+        raise ValueError("there is nothing to be a share of: the mean compared with is 0")
+    above = ours if rivals is None else ours - rivals.float()
     rows = torch.randint(len(ours), (resamples, len(ours)), generator=torch.Generator().manual_seed(seed))
-    shares = ours[rows].mean(1) / theirs[rows].mean(1)
-    return _interval(torch.cat(((ours.mean() / theirs.mean())[None], shares)), confidence)
+    shares = above[rows].mean(1) / theirs[rows].mean(1)
+    # a resample of few examples may have none that `theirs` got right
+    shares = shares[torch.isfinite(shares)]
+    return _interval(torch.cat(((above.mean() / theirs.mean())[None], shares)), confidence)

@@ -1,22 +1,19 @@
-"""The distillation stage of kontext-tiny's recipe: teacher samples, the LADD student, its control, the comparison.
+"""The distillation stage of kontext-tiny's recipe: teacher samples, the LADD student, its control.
 
-The recipe calls `distill_tiny` with the trained teacher. Every part goes on where it was stopped.
+The recipe calls `distill_tiny` with the trained teacher. Every part goes on where it was stopped. `compare` puts the
+students beside each other.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from ..distill.compare import Row, compare_students, table
 from ..distill.compute import regression_steps
 from ..distill.config import DistillConfig
 from ..distill.guards import GuardConfig
@@ -24,7 +21,6 @@ from ..distill.ladd import Distillation
 from ..distill.loop import distill
 from ..distill.student import make_student, save_student
 from ..distill.synthesize import SynthesisConfig, shard_groups, synthesize
-from ..models.transformer import Flux
 from ..training.checkpoint import load_checkpoint
 from ..training.data import LatentDataset
 from ..training.flow import KontextModule
@@ -143,42 +139,3 @@ def _sources(folder: Path, examples: int) -> list[Path]:
 def _done(folder: Path) -> int:
     found = load_checkpoint(folder / "checkpoint")
     return 0 if found is None else int(found[1]["step"])
-
-
-def compare_tiny(
-    runs: Path,
-    teacher: KontextModule,
-    held_out: Sequence[Path],
-    *,
-    decode: Callable[[Tensor], Tensor] | None = None,
-    synthesis: SynthesisConfig = SYNTHESIS,
-    count: int = 500,
-    dtype: torch.dtype = torch.bfloat16,
-) -> dict[str, list[Row]]:
-    """LADD, regression and teacher in 1, 2, 4 steps against the truth, by held-out shard; writes comparison.json.
-
-    Args:
-        held_out: shards of the test split, one a category, targets being the world's own.
-        decode: latents -> pictures, to measure in pictures.
-        count: rows of each shard.
-    """
-    folder = runs / "distill"
-    students = {
-        name: _load(teacher.transformer, folder / f"{name}.safetensors") for name in ("ladd", "regression")
-    }
-    found = {}
-    for path in held_out:
-        rows = {key: value[:count] for key, value in load_file(path).items()}
-        found[path.stem] = compare_students(
-            teacher, students, rows, config=synthesis, decode=decode, dtype=dtype, levels=3 if decode else 2
-        )
-        log.info("%s\n%s", path.stem, table(found[path.stem]))
-    text = json.dumps({name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=1)
-    (folder / "comparison.json").write_text(text)
-    return found
-
-
-def _load(teacher: Flux, path: Path) -> Flux:
-    student = make_student(teacher)
-    student.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    return student.eval()

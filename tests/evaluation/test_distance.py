@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from kontext_core.evaluation.distance import (
     compare,
     distance,
+    mean_share,
     patch_space,
     sharpness,
     sharpness_share,
@@ -70,6 +71,32 @@ def test_a_comparison_is_deterministic_and_its_intervals_hold_the_value():
     for interval in (*first.distances.values(), *first.nearer.values()):
         assert interval.low <= interval.value <= interval.high
     assert first.nearer["blurred"].low > 0 and "sharp" not in first.nearer
+
+
+def test_each_set_is_compared_with_the_one_that_is_named():
+    truth, other = pictures(seed=0), pictures(seed=1)
+    sets = {"sharp": other, "blurred": blurred(other), "more": blurred(other, 7)}
+    found = compare(sets, truth, rivals={"more": "blurred", "sharp": "blurred"})
+    apart = {name: found.distances[name].value for name in sets}
+    assert list(found.nearer) == ["more", "sharp"]
+    for name, interval in found.nearer.items():
+        assert interval.value == pytest.approx(apart[name] - apart["blurred"], abs=1e-6)
+    assert found.nearer["sharp"].high < 0 < found.nearer["more"].low
+
+
+def test_a_mean_s_share_is_paired_and_holds_the_value():
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.rand(200, generator=generator) + 1
+    rivals = 0.5 * theirs + 0.01 * torch.rand(200, generator=generator)
+    alone, above = mean_share(0.8 * theirs, theirs), mean_share(0.8 * theirs, theirs, rivals)
+    # the same numbers scaled: resampled together, nothing of their own spread is left
+    assert alone.value == pytest.approx(0.8) and alone.high - alone.low < 1e-5
+    assert above.value == pytest.approx(0.8 - float(rivals.mean() / theirs.mean()), abs=1e-5)
+    assert above.low < above.value < above.high and above.high - above.low < 0.01
+    right = (torch.arange(8) % 4 == 0).float()
+    assert mean_share(right, right).value == 1  # though some resamples hold no right one
+    with pytest.raises(ValueError, match="nothing to be a share of"):
+        mean_share(right, torch.zeros(8))
 
 
 def test_sharpness_falls_with_blur_and_is_a_share_of_the_truth():
