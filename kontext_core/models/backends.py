@@ -2,7 +2,8 @@
 
 `torch` leaves the choice of kernel to PyTorch. On a CUDA device PyTorch's kernels can also be named one by one, and the
 packages flash-attn and sageattention are used where they are installed. `auto` takes the fastest of those that compute
-in the tensors' own precision; `sage` computes in 8 bits and is used only by its name.
+in the tensors' own precision; `sage` computes in 8 bits and is used only by its name. PyTorch's own is checked like the
+others; it is what remains when no other is right, and where its answers are off too a warning says so.
 """
 
 from __future__ import annotations
@@ -44,8 +45,6 @@ def choose_attention(
     """
     if name not in NAMES:
         raise ValueError(f"attention is {name!r}; use one of {', '.join(NAMES)}")
-    if name == "torch":
-        return attention
     size = (
         1 << max(num_tokens - 1, 1).bit_length()
     )  # one measurement serves all sizes up to the next power of two
@@ -56,6 +55,8 @@ def choose_attention(
 def _chosen(name: str, device: str, dtype: torch.dtype, head_dim: int, num_tokens: int) -> Attention:
     here = torch.device(device)
     found = candidates(here)
+    if name == "torch":
+        return _last_resort(here, dtype, head_dim)
     if name != "auto":
         if name not in found:
             raise ValueError(f"attention {name!r} is not to be had on {device}: here are {', '.join(found)}")
@@ -65,20 +66,30 @@ def _chosen(name: str, device: str, dtype: torch.dtype, head_dim: int, num_token
         return found[name]
     exact = {key: value for key, value in found.items() if key not in APPROXIMATE}
     if len(exact) == 1:
-        return attention
+        return _last_resort(here, dtype, head_dim)
     seconds = {}
     for key, function in exact.items():
-        problem = None if key == "torch" else problem_of(function, here, dtype, head_dim)
+        problem = problem_of(function, here, dtype, head_dim)
         if problem is None:
             seconds[key] = _seconds(function, here, dtype, head_dim, num_tokens)
         else:
             logger.info("attention %r is left out on %s: %s", key, device, problem)
+    if not seconds:
+        return _last_resort(here, dtype, head_dim)
     best = min(seconds, key=seconds.get)
     logger.info(
         "attention for %d tokens on %s: %s of %s",
         num_tokens, device, best, ", ".join(f"{key} {1000 * value:.2f} ms" for key, value in seconds.items()),
     )  # fmt: skip
     return exact[best]
+
+
+def _last_resort(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attention:
+    """PyTorch's own attention, with a warning where its answers are off: there is nothing else to use."""
+    problem = problem_of(attention, device, dtype, head_dim)
+    if problem is not None:
+        logger.warning("PyTorch's attention on %s in %s may spoil pictures: %s", device, dtype, problem)
+    return attention
 
 
 def candidates(device: torch.device) -> dict[str, Attention]:
@@ -101,14 +112,19 @@ def problem_of(
     *,
     approximate: bool = False,
 ) -> str | None:
-    """What is wrong with an attention here, or None: its answer beside softmax(q·k)·v in float32, masked and not."""
+    """What is wrong with an attention here, or None: its answer beside softmax(q·k)·v in float32.
+
+    Asked as the blocks ask: v is a view into joined projections, with and without a mask, and with fewer queries than
+    keys, as when context is reused.
+    """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(3, 2, 3, 200, head_dim, generator=generator)
-    drawn[1, ..., 0] += 3  # keys share a direction, as a trained model's do
-    q, k, v = drawn.to(device, dtype)
+    drawn = torch.randn(3, 200, 3, 3, head_dim, generator=generator)  # B, L, (q, k, v), heads, D
+    drawn[:, :, 1, :, 0] += 3  # keys share a direction, as a trained model's do
+    every, k, v = rearrange(drawn.to(device, dtype), "b l three h d -> three b h l d")
+    every, k = every.contiguous(), k.contiguous()
     mask = torch.zeros(200, 200, dtype=dtype, device=device)
     mask[:, 150:] = float("-inf")
-    for given in (None, mask):
+    for q, given in ((every, None), (every, mask), (every[:, :, :130].contiguous(), None)):
         scores = q.float() @ k.float().transpose(-1, -2) * head_dim**-0.5
         if given is not None:
             scores = scores + given.float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -21,6 +23,20 @@ def test_a_wrong_answer_is_found_with_and_without_a_mask():
         lambda q, k, v, mask: attention(q * 1.01, k, v, mask), CPU, torch.float32
     )
     assert "off by" in backends.problem_of(lambda q, k, v, mask: attention(q, k, v), CPU, torch.float32)
+
+
+def test_an_answer_that_is_wrong_for_fewer_queries_than_keys_is_found():
+    def square(q, k, v, mask=None):
+        return attention(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], mask)
+
+    assert "off by" in backends.problem_of(square, CPU, torch.float32)
+
+
+def test_an_answer_that_is_wrong_for_a_view_is_found():
+    def by_address(q, k, v, mask=None):
+        return attention(q, k, torch.as_strided(v, v.shape, q.stride()[:2] + k.stride()[2:]), mask)
+
+    assert "off by" in backends.problem_of(by_address, CPU, torch.float32)
 
 
 def test_an_answer_that_is_no_number_and_an_error_are_found():
@@ -60,6 +76,36 @@ def test_names_that_are_not_to_be_had_are_errors_that_say_what_is():
         backends.choose_attention("fast", CPU, torch.float32)
     with pytest.raises(ValueError, match="'sage' is not to be had on cpu: here are torch"):
         backends.choose_attention("sage", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_pytorchs_own_is_checked_once_too_and_a_wrong_one_is_told(monkeypatch, caplog, name):
+    checks = []
+
+    def wrong(q, k, v, mask=None):
+        checks.append(q.shape)
+        return attention(q, k, v * 2, mask)
+
+    monkeypatch.setattr(backends, "attention", wrong)
+    backends._chosen.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="kontext"):
+        for _ in range(3):
+            assert backends.choose_attention(name, CPU, torch.float32) is wrong
+    assert len(checks) == 1 and caplog.text.count("may spoil pictures") == 1
+    backends._chosen.cache_clear()
+
+
+def test_where_none_is_right_pytorchs_own_remains_with_a_warning(monkeypatch, caplog):
+    def wrong(q, k, v, mask=None):
+        return v.flatten(2)
+
+    monkeypatch.setattr(backends, "attention", wrong)
+    monkeypatch.setattr(backends, "candidates", lambda _: {"torch": wrong, "flash": wrong})
+    backends._chosen.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="kontext"):
+        assert backends.choose_attention("auto", CPU, torch.float32) is wrong
+    assert "PyTorch's attention on cpu" in caplog.text
+    backends._chosen.cache_clear()
 
 
 def test_on_a_cpu_there_is_nothing_to_measure():
