@@ -70,6 +70,7 @@ class Saved:
         full, part: evaluations of all tokens, and of some.
         skipped: evaluations, of either kind, that ended after the first block.
         operations, operations_of_all: what the blocks took, and what they would have taken.
+        notes: what was asked for and could not be done here.
     """
 
     full: int = 0
@@ -77,6 +78,7 @@ class Saved:
     skipped: int = 0
     operations: int = 0
     operations_of_all: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -86,12 +88,19 @@ class Saved:
     def add(self, other: Saved) -> None:
         for name in ("full", "part", "skipped", "operations", "operations_of_all"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+
+    def as_json(self) -> dict[str, int | float | list[str]]:
+        """Counts of evaluations, the share of operations that was saved, and notes."""
+        counts = {name: getattr(self, name) for name in ("full", "part", "skipped")}
+        return {**counts, "operations": round(self.share, 4), "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        return (
+        counts = (
             f"{self.full} full and {self.part} partial evaluations, {self.skipped} of them ended after the first "
             f"block: {100 * self.share:.0f} % of the operations saved"
         )
+        return "; ".join((counts, *self.notes))
 
 
 class FirstBlock(BlockHooks):
@@ -168,13 +177,21 @@ class Reuse:
         self.num_text, self.grid, self.num_context = num_text, grid, num_context
         self.num_target = grid[0] * grid[1]
         self.reference = reference if settings.regions > 0 else None
-        self.saved = Saved()
+        self.saved = Saved(notes=self._cannot())
         self.first_block = FirstBlock(settings.first_block, (params.depth, params.depth_single_blocks))
         self.active: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._x_0: Tensor | None = None
         self._evaluations = self._since_full = self._block = 0
         self._kind = ""
+
+    def _cannot(self) -> tuple[str, ...]:
+        """What the settings ask for and these references do not allow."""
+        if self.settings.every > 1 and self.num_context == 0:
+            return ("there are no references whose tokens could be reused",)
+        if self.settings.regions > 0 and self.reference is None:
+            return ("no region is left out, since the first reference has not the picture's size",)
+        return ()
 
     @property
     def is_part(self) -> bool:

@@ -161,7 +161,20 @@ def test_an_edit_takes_it_and_says_what_was_saved(random_tiny_folder):
     assert quick.saved.part > 0 and quick.saved.share > 0
     # without references there is nothing to reuse
     alone = edit_image(model, None, "x", num_steps=3, size=(48, 32), accelerate=Accelerate(every=3))
-    assert alone.saved.share == 0
+    assert alone.saved.share == 0 and "there are no references" in str(alone.saved)
+
+
+def test_a_region_that_cannot_be_left_out_is_told(random_tiny_folder):
+    model = load_model(random_tiny_folder)
+    options = {"num_steps": 4, "accelerate": Accelerate(every=2, regions=100.0)}
+    alike = edit_image(model, draw(1, 1, 3, 32, 48).clamp(-1, 1), "x", size=(48, 32), **options).saved
+    other = edit_image(model, draw(1, 1, 3, 32, 48).clamp(-1, 1), "x", size=(32, 32), **options).saved
+    assert alike.notes == other.notes == (), "the picture is fitted to the size that is asked for"
+    latent = draw(2, 1, 16, 6, 4)
+    other = edit_image(model, None, "x", reference_latents=[latent], size=(48, 32), **options).saved
+    assert other.notes == ("no region is left out, since the first reference has not the picture's size",)
+    assert other.part > 0 and 0 < other.share < alike.share
+    assert other.as_json()["notes"] == list(other.notes) and other.as_json()["part"] == other.part
 
 
 @pytest.mark.parametrize(

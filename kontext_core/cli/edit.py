@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from . import common, recorded
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import geometry, images, record
     from ..accelerate import Accelerate
     from ..edit import edit_image
-    from ..models.regional import compile_blocks
+    from ..models.regional import CompileClock, compile_blocks
     from ..preserve import preserve
 
     known = record.load_record(args.like) if args.like else None
@@ -156,27 +157,29 @@ def run(args: argparse.Namespace) -> int:
     model = common.load_model(args)
     loaded = time.perf_counter() - started
     common.say(f"{model.name} loaded in {loaded:.1f} s")
-    if args.compile:
-        compile_blocks(
-            model.transformer if settings["few_step"] is None else model.few_step or model.transformer
-        )
-    result = edit_image(
-        model,
-        [picture.image for picture in pictures] or None,
-        prompt,
-        num_steps=settings["steps"],
-        guidance=settings["guidance"],
-        seed=settings["seed"],
-        size=settings["size"],
-        fit=settings["fit"],
-        shift=settings["shift"],
-        sampler=settings["sampler"],
-        few_step=settings["few_step"],
-        convention=settings["convention"],
-        bfl_noise=settings["bfl"],
-        accelerate=None if accelerate.off else accelerate,
-        on_step=common.Progress(),
+    compiled = args.compile and compile_blocks(
+        model.transformer if settings["few_step"] is None else model.few_step or model.transformer
     )
+    with CompileClock() if compiled else nullcontext() as clock:
+        result = edit_image(
+            model,
+            [picture.image for picture in pictures] or None,
+            prompt,
+            num_steps=settings["steps"],
+            guidance=settings["guidance"],
+            seed=settings["seed"],
+            size=settings["size"],
+            fit=settings["fit"],
+            shift=settings["shift"],
+            sampler=settings["sampler"],
+            few_step=settings["few_step"],
+            convention=settings["convention"],
+            bfl_noise=settings["bfl"],
+            accelerate=None if accelerate.off else accelerate,
+            on_step=common.Progress(),
+        )
+    if compiled:
+        common.say(f"compiled {clock.graphs} graphs in {clock.seconds:.1f} s, which are part of sampling")
     for warning in result.warnings:
         common.say(f"warning: {warning}")
     if result.geometry is not None:
@@ -213,6 +216,10 @@ def run(args: argparse.Namespace) -> int:
     images.save_image(target, image, alpha, text=text, icc_profile=profile)
     height, width = image.shape[-2:]
     seconds = {"load": loaded, **result.seconds, "total": time.perf_counter() - started}
+    phases = ["load", "encode", "sample", "decode", "total"]
+    if compiled:
+        seconds["compile"] = clock.seconds
+        phases.append("compile")
     if args.json:
         common.print_json(
             {
@@ -223,10 +230,9 @@ def run(args: argparse.Namespace) -> int:
                 "steps": result.steps,
                 "guidance": result.guidance,
                 "model": model.name,
-                "seconds": {
-                    key: round(seconds[key], 4) for key in ("load", "encode", "sample", "decode", "total")
-                },
+                "seconds": {key: round(seconds[key], 4) for key in phases},
                 "peak_rss_bytes": common.peak_rss_bytes(),
+                **({} if result.saved is None else {"saved": result.saved.as_json()}),
             }
         )
     else:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kontext_core import geometry, record, samplers
 from kontext_core.__main__ import main
 from kontext_core.cli import edit as command
 from kontext_core.conditioning import CONVENTIONS
+from kontext_core.models import regional
 
 ROOT = Path(__file__).parents[2]
 KEYS = ["output", "width", "height", "seed", "steps", "guidance", "model", "seconds", "peak_rss_bytes"]
@@ -94,6 +96,42 @@ def test_the_record_repeats_the_picture_to_the_byte(picture, tmp_path, random_ti
         == 0
     )
     assert record.differences(made, record.load_record(second)) == ["settings: seed is 9 and 1"]
+
+
+def test_what_acceleration_saved_is_in_the_json(picture, tmp_path, random_tiny_folder, capsys):
+    arguments = ["edit", str(picture), "--prompt", "x", "--steps", "6", "--model", str(random_tiny_folder)]
+    options = ["--output", str(tmp_path / "out.png"), "--reuse-context", "3", "--json"]
+    assert main([*arguments, *options]) == 0
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert list(answer) == [*KEYS, "saved"]
+    assert answer["saved"]["full"] + answer["saved"]["part"] == 6 and answer["saved"]["part"] > 0
+    assert 0 < answer["saved"]["operations"] < 1 and answer["saved"]["notes"] == []
+    assert "of the operations saved" in captured.err
+
+
+@pytest.mark.skipif(
+    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
+)
+def test_compile_time_is_told(picture, tmp_path, random_tiny_folder, capsys):
+    torch._dynamo.reset()
+    arguments = ["edit", str(picture), "--prompt", "x", "--steps", "1", "--model", str(random_tiny_folder)]
+    assert main([*arguments, "--output", str(tmp_path / "out.png"), "--compile", "--json"]) == 0
+    captured = capsys.readouterr()
+    seconds = json.loads(captured.out)["seconds"]
+    assert 0 < seconds["compile"] < seconds["sample"]
+    assert "compiled 2 graphs in" in captured.err
+
+
+def test_without_a_compiler_an_edit_goes_on_and_says_so(
+    picture, tmp_path, random_tiny_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(regional, "compiler_problem", lambda _: "no C++ compiler was found")
+    arguments = ["edit", str(picture), "--prompt", "x", "--steps", "1", "--model", str(random_tiny_folder)]
+    assert main([*arguments, "--output", str(tmp_path / "out.png"), "--compile", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "compile" not in json.loads(captured.out)["seconds"]
+    assert "warning: not compiled" in captured.err and "no C++ compiler was found" in captured.err
 
 
 def test_generate_has_the_models_area_or_the_size_asked_for(tmp_path, random_tiny_folder, capsys):
