@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from ..training.autoencoder import (
     reconstruction_psnr,
 )
 from ..training.checkpoint import save_weights
-from ..training.loop import LoopConfig, train
+from ..training.loop import LoopConfig, steps_done, train
 from ..weights.locate import BUNDLED
 from . import world
 
@@ -61,12 +62,14 @@ def train_autoencoder(
     warm: bool = False,
     held_out: int = 60,
 ) -> None:
-    """Train, normalise the latents, train briefly again; writes ae.safetensors.
+    """Train, normalise the latents, train briefly again; writes ae.safetensors, also of an unfinished second part.
 
     Args:
         pool: pictures to train on; held_out: pictures of the validation split that the log's PSNR is measured on.
+        seconds: stop after this long, resumable.
         warm: start from the bundled weights, at half the rate: the latents stay near what they were.
     """
+    started = time.time()
     torch.manual_seed(0)
     module = Autoencoder(AUTOENCODER, operations=mixed)
     if warm:
@@ -87,6 +90,9 @@ def train_autoencoder(
     train(task, first, folder / "first", stop_after_seconds=seconds)
     unseen = picture_pool(held_out, "val").float() / 127.5 - 1
     log.info("autoencoder: %.2f dB", reconstruction_psnr(module, unseen))
+    if steps_done(folder / "first") < steps:
+        # latents are normalised once, when they have stopped moving: the second part trains a decoder for them
+        return
     normalise_latents(module, pictures[:256].float() / 127.5 - 1)
     log.info("autoencoder, normalised: %.2f dB", reconstruction_psnr(module, unseen))
     second = LoopConfig(
@@ -99,7 +105,8 @@ def train_autoencoder(
         checkpoint_every=100,
         seed=1,
     )
-    train(_half_task(module, "decoder", pictures), second, folder / "finish", stop_after_seconds=seconds)
+    left = None if seconds is None else max(0.0, seconds - (time.time() - started))
+    train(_half_task(module, "decoder", pictures), second, folder / "finish", stop_after_seconds=left)
     log.info("autoencoder, finished: %.2f dB", reconstruction_psnr(module, unseen))
     save_weights(folder / "ae.safetensors", module.state_dict())
 

@@ -31,6 +31,7 @@ from . import world
 from .bench import SEED_STRIDE, Editor
 from .contest import TRUTH, Row, Way, compete, goals, table
 from .editor import model_editor
+from .parts import ASSETS
 
 STEPS = (4, 2, 1)
 LADD = "ladd"
@@ -126,6 +127,14 @@ def _row(values: dict) -> Row:
     )
 
 
+def _tokenizers(model: str) -> dict[str, Path]:
+    """The recipe's own tokenizers for a folder without any: `export` writes weights alone."""
+    folder, names = Path(model), {"t5_tokenizer": "tokenizer_2", "clip_tokenizer": "tokenizer"}
+    return {
+        key: ASSETS / name for key, name in names.items() if folder.is_dir() and not (folder / name).is_dir()
+    }
+
+
 def _files(args: argparse.Namespace, model: KontextModel) -> dict[str, Path]:
     """Name -> file of each student, the LADD one first."""
     own = model.files[FEW_STEP].path if FEW_STEP in model.files else None
@@ -163,7 +172,7 @@ def run(args: argparse.Namespace) -> Results:
             f"categories are {', '.join(args.categories)} and count is {args.count}: use some of "
             f"{', '.join(world.CATEGORIES)}, and 2 or more"
         )
-    model = load_model(args.model)
+    model = load_model(args.model, **_tokenizers(args.model))
     files = _files(args, model)
     weights = {**{part: file.path for part, file in model.files.items() if part != FEW_STEP}, **files}
     settings = {

@@ -21,10 +21,9 @@ from ..distill.ladd import Distillation
 from ..distill.loop import distill
 from ..distill.student import make_student, save_student
 from ..distill.synthesize import SynthesisConfig, shard_groups, synthesize
-from ..training.checkpoint import load_checkpoint
 from ..training.data import LatentDataset
 from ..training.flow import KontextModule
-from ..training.loop import LoopConfig
+from ..training.loop import LoopConfig, steps_done
 
 log = logging.getLogger("kontext")
 
@@ -109,13 +108,13 @@ def distill_tiny(
         longer = replace(loop, steps=count)
         plans.append(("regression", replace(config, objective="regression"), longer))
     for name, plan, steps in plans:
-        if _done(folder / name) >= steps.steps and getattr(students, name).exists():
+        if steps_done(folder / name) >= steps.steps and getattr(students, name).exists():
             continue
         student = make_student(teacher.transformer, lora_rank=lora_rank)
         task = Distillation(teacher, student, data, plan, dtype=dtype, compile_blocks=compile_blocks)
         distill(task, steps, folder / name, guards=guards, stop_after_seconds=left())
         save_student(student, getattr(students, name), merge=True)
-        if _done(folder / name) < steps.steps:
+        if steps_done(folder / name) < steps.steps:
             return students
     return replace(students, finished=True)
 
@@ -134,8 +133,3 @@ def _sources(folder: Path, examples: int) -> list[Path]:
     if not chosen:
         raise ValueError(f"no shards in {folder}: run the encode stage first")
     return chosen
-
-
-def _done(folder: Path) -> int:
-    found = load_checkpoint(folder / "checkpoint")
-    return 0 if found is None else int(found[1]["step"])

@@ -216,6 +216,12 @@ def _write_log(
     )
 
 
+def steps_done(folder: Path) -> int:
+    """Steps of the run in `folder` that its last checkpoint holds; 0 where there is none."""
+    found = load_checkpoint(folder / "checkpoint")
+    return 0 if found is None else int(found[1]["step"])
+
+
 def trim_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint, at `step`: those steps are taken again.
 

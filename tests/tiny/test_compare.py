@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -26,8 +27,15 @@ def runs(random_few_step_folder, tmp_path):
     return tmp_path / "runs"
 
 
-def test_one_command_prints_one_table_and_goes_on_where_it_was(runs, random_few_step_folder, capsys):
-    command = ["--model", str(random_few_step_folder), "--runs", str(runs), "--count", "2", "--steps", "3"]
+@pytest.fixture
+def exported(random_few_step_folder, tmp_path):
+    """A model folder as the recipe's export leaves it: no tokenizers."""
+    without = shutil.ignore_patterns("tokenizer*", "*fewstep*")
+    return shutil.copytree(random_few_step_folder, tmp_path / "model", ignore=without, copy_function=os.link)
+
+
+def test_one_command_prints_one_table_and_goes_on_where_it_was(runs, exported, capsys):
+    command = ["--model", str(exported), "--runs", str(runs), "--count", "2", "--steps", "3"]
     main([*command, "--categories", "local"])
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
