@@ -49,6 +49,31 @@ class ByContent:
         return value
 
 
+class Schedules:
+    """Modulation of whole schedules, or of the part at hand, for a few conditions.
+
+    What does not fit in is not kept at all: conditions that took turns in a full table would each have their whole
+    schedule computed at every step.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[tuple[Tensor | None, ...], int, Any]] = []
+
+    def get(self, conditions: tuple[Tensor | None, ...], part: int, make: Callable[[], Any]) -> Any | None:
+        """What is kept for these contents and this part, else what `make` gives; None when there is no room."""
+        for index, (known, at_hand, value) in enumerate(self.entries):
+            if len(known) == len(conditions) and all(map(same_content, known, conditions)):
+                if at_hand != part:
+                    value = make()
+                    self.entries[index] = (known, part, value)
+                return value
+        if len(self.entries) == MAX_ENTRIES:
+            return None
+        copies = tuple(None if key is None else key.clone() for key in conditions)
+        self.entries.append((copies, part, make()))
+        return self.entries[-1][2]
+
+
 def same_content(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two tensors are the same in every bit, shape and dtype; None equals None."""
     if a is None or b is None:
@@ -62,7 +87,7 @@ class _Sampling:
 
     texts: ByContent = field(default_factory=ByContent)
     references: ByContent = field(default_factory=ByContent)
-    vectors: ByContent = field(default_factory=ByContent)
+    vectors: Schedules = field(default_factory=Schedules)
     times: list[float] = field(default_factory=list)
 
 
@@ -137,8 +162,11 @@ def planned_step(
         vec = torch.cat([vector(times.new_full((batch,), t)) for t in planned])
         return vec, tables_of(network, vec)
 
-    key = (times.new_tensor([part, batch]), torch.empty(0, dtype=dtype, device=times.device), *conditions)
-    vec, tables = sampling.vectors.get(key, make)
+    key = (times.new_tensor([batch]), torch.empty(0, dtype=dtype, device=times.device), *conditions)
+    planned_part = sampling.vectors.get(key, part, make)
+    if planned_part is None:
+        return Step(vector(times), None)
+    vec, tables = planned_part
     begin = (start - first) * batch
     return Step(vec[begin : begin + batch], tables.rows(begin, begin + batch))
 

@@ -19,6 +19,21 @@ def test_text_modulation_and_references_are_computed_once_a_sampling(result):
     assert calls["text"] == 1
     assert calls["modulation"] == 1 and calls["final"] == 1
     assert calls["pictures"] == steps + 1  # the target every time, the reference once
+    assert calls["rope"] == 1
+
+
+def test_position_tables_that_outlive_a_sampling_are_few(result):
+    assert result["ropes_kept"] == 4
+
+
+def test_more_prompts_than_tables_are_kept_for_cost_no_more_than_a_row_a_step(result):
+    assert result["many_rows"] == 6 * result["steps"]
+    assert result["many"] < TOLERANCE
+
+
+def test_a_schedule_in_parts_is_computed_once(result):
+    assert result["parts_rows"] == 2 * result["steps"]
+    assert result["parts"] < TOLERANCE
 
 
 def test_nothing_is_kept_when_the_sampling_is_over(result):

@@ -14,7 +14,7 @@ import comfy.supported_models  # noqa: E402
 from comfy.ldm.flux.model import Flux as NativeFlux  # noqa: E402
 from comfy.ldm.flux.model import FluxParams  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.transformer import TransformerParams  # noqa: E402
-from custom_nodes_kontext.nodes import host_model, host_sampling  # noqa: E402
+from custom_nodes_kontext.nodes import host_model, host_sampling, host_steps  # noqa: E402
 
 PARAMS = TransformerParams(
     vec_in_dim=24, context_in_dim=40, hidden_size=64, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=(8, 12, 12)
@@ -90,6 +90,15 @@ def counted(layers: dict[str, torch.nn.Module], run) -> dict[str, int]:
     return calls
 
 
+def rows_of(layer: torch.nn.Module, run) -> int:
+    """How many rows a layer multiplies while something runs."""
+    rows = []
+    handle = layer.register_forward_hook(lambda _, inputs, output: rows.append(inputs[0].shape[0]))
+    run()
+    handle.remove()
+    return sum(rows)
+
+
 def main() -> None:
     network = OURS.model.diffusion_model
     layers = {
@@ -99,8 +108,26 @@ def main() -> None:
         "pictures": network.img_in,
         "blocks": network.single_blocks[1],
     }
+    network.steps.ropes.entries.clear()
+    made, rope_tables = [], host_steps.rope_tables
+    host_steps.rope_tables = lambda *given: (made.append(1), rope_tables(*given))[1]
     result = {"calls": counted(layers, lambda: sample(OURS)), "steps": len(SIGMAS) - 1}
+    result["calls"]["rope"] = len(made)
+    for size in range(2, 12):
+        network.steps.rope(network, torch.zeros(1, size, 3))
+    result["ropes_kept"] = len(network.steps.ropes.entries)
+    host_steps.rope_tables = rope_tables
     result["kept_after"] = network.steps._sampling is not None
+    # six prompts that the host cannot join into one call, one after the other in every step
+    lengths = (5, 6, 7, 11, 13, 17)
+    many = [[draw(200 + n, 1, n, 40), values] for n in lengths for _, values in positive(seed=n)]
+    result["many_rows"] = rows_of(layers["modulation"], lambda: sample(OURS, many))
+    result["many"] = difference(sample(OURS, many), sample(NATIVE, many))
+    # a table in parts, of which two prompts have one each at hand
+    kept, host_steps.MAX_ROWS = host_steps.MAX_ROWS, 2
+    result["parts_rows"] = rows_of(layers["modulation"], lambda: sample(OURS, many[:2]))
+    result["parts"] = difference(sample(OURS, many[:2]), sample(NATIVE, many[:2]))
+    host_steps.MAX_ROWS = kept
     result["plain"] = difference(sample(OURS), sample(NATIVE))
     result["batch"] = difference(sample(OURS, batch=3), sample(NATIVE, batch=3))
     result["heun"] = difference(sample(OURS, sampler="heun"), sample(NATIVE, sampler="heun"))
