@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -116,7 +117,11 @@ def run(args: argparse.Namespace) -> int:
     from ..training.run import run as train
 
     started = time.perf_counter()
-    result = train(config, on_step=_Steps(), on_pair=_pairs)
+    # of torchrun's processes the first one alone speaks
+    speaks = os.environ.get("RANK", "0") == "0"
+    result = train(config, on_step=_Steps(speaks), on_pair=_pairs)
+    if not speaks:
+        return 0
     if args.json:
         common.print_json(
             {
@@ -137,14 +142,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Steps:
-    """One line that changes on a terminal; in a log, a line whenever a tenth of the way is done."""
+    """One line that changes on a terminal; in a log, a line whenever a tenth of the way is done.
 
-    def __init__(self) -> None:
+    `speaks`: whether to print at all; interrupts are heard all the same.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.first: tuple[int, float] | None = None
         self.live = sys.stderr.isatty()
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         interrupts.check()
+        if not self.speaks:
+            return
         now = time.perf_counter()
         first = self.first = self.first or (step, now)
         line = f"step {step}/{steps}, loss {loss:.4f}"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from kontext_core.__main__ import main
+from kontext_core.cli import train
 from kontext_core.models.lora import read_lora
 from kontext_core.training.config import TrainConfig, read_config
 from kontext_core.training.preview import read_log
@@ -64,8 +69,6 @@ def test_a_lora_is_trained_previewed_plotted_and_gone_on_with(arguments, tmp_pat
     assert Image.open(run / "previews" / "0000002-0.png").size == (128, 128)
     assert (run / "loss.png").stat().st_size > 5_000
     assert [row["step"] for row in read_log(run / "log.jsonl")] == [1, 2, 3]
-    from safetensors.torch import load_file
-
     lora = read_lora(load_file(run / "lora.safetensors"))
     assert not lora.unmatched and {patch.rank for patch in lora.patches} == {2}
     assert answer["parameters"] == sum(t.numel() for p in lora.patches for t in p.tensors.values())
@@ -88,6 +91,63 @@ def test_a_transformer_is_trained_and_loads(arguments, tmp_path, random_tiny_fol
     assert len(changed) > 0.9 * len(before)
 
 
+def test_small_pictures_come_first_and_clipping_and_micro_batches_are_passed_on(arguments, tmp_path, capsys):
+    at = arguments.index("1024")
+    sizes = [*arguments[: at + 1], "4096", *arguments[at + 1 :], "--progressive", "--rank", "2"]
+    assert main([*sizes, "--steps", "4", "--accumulate", "2", "--clip-norm", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 6
+    assert {path.name.split("-")[0] for path in (tmp_path / "run" / "data").iterdir()} == {"1024", "4096"}
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    assert (state["config"]["accumulate"], state["config"]["clip"]) == (2, 0.5)
+
+
+def test_the_time_left_is_that_of_the_steps_so_far(capsys, monkeypatch):
+    times = iter([10.0, 12.0, 20.0])
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(times))
+    steps = train._Steps()
+    for step in (1, 2, 10):
+        steps(step, 20, 0.5)
+    lines = capsys.readouterr().err.splitlines()
+    # the first step is not counted: it compiles and warms up; 1 step took 2 s, then 9 took 10 s
+    assert lines == ["step 2/20, loss 0.5000, 36 s left", "step 10/20, loss 0.5000, 11 s left"]
+
+
+@pytest.mark.slow  # three starts of Python, two of them with torch.distributed
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_torchrun_s_two_processes_have_one_s_losses_and_one_answer(arguments, tmp_path, method):
+    pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs a newer torch").fully_shard  # noqa: B018
+    found = {}
+    for number in (1, 2):
+        command = [sys.executable, "-m"]
+        if number > 1:
+            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m"]
+        run = subprocess.run(
+            [
+                *command,
+                "kontext_core",
+                *arguments,
+                "--method",
+                method,
+                "--output",
+                str(tmp_path / str(number)),
+            ],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        answer = json.loads(run.stdout)  # one object, whatever the number of processes
+        losses = [row["loss"] for row in read_log(tmp_path / str(number) / "log.jsonl")]
+        found[number] = losses, load_file(answer["output"])
+    (losses, weights), (shared, gathered) = found[1], found[2]
+    # the same rows in another order of sums, and a rate so high that the loss of "full" grows eightfold in three steps
+    assert shared == pytest.approx(losses, rel=1e-4)
+    assert weights.keys() == gathered.keys()
+    assert all(gathered[name].shape == value.shape for name, value in weights.items())
+
+
 def test_settings_come_from_a_file_and_options_win(arguments, tmp_path, capsys):
     config = tmp_path / "train.json"
     config.write_text(
@@ -96,8 +156,6 @@ def test_settings_come_from_a_file_and_options_win(arguments, tmp_path, capsys):
     assert main([*arguments, "--config", str(config)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["steps"] == 3
-    from safetensors.torch import load_file
-
     tensors = load_file(answer["output"])
     assert {value.item() for key, value in tensors.items() if key.endswith("alpha")} == {1.0}
     assert not any("mlp" in key for key in tensors)
