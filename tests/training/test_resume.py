@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from kontext_core.training import checkpoint
 from kontext_core.training.checkpoint import load_checkpoint, save_checkpoint
 from kontext_core.training.loop import LoopConfig, Stopped, train
 
+HERE = Path(__file__).parent
 CONFIG = LoopConfig(
     steps=8, batch=3, accumulate=2, lr=1e-3, muon_lr=1e-3, warmup=2, ema=0.9, checkpoint_every=3, log_every=1
 )
@@ -133,6 +139,49 @@ def test_at_every_moment_of_writing_a_whole_checkpoint_is_found(tmp_path, monkey
         assert parts["weights"]["w"].eq(state["step"]).all()
         assert state["step"] >= newest
         newest = state["step"]
+
+
+def test_a_process_that_is_killed_outright_again_and_again_has_the_losses_of_one_that_never_was(
+    shards, tmp_path
+):
+    """SIGKILL at moments that nothing chose: while a step runs, and while a checkpoint is written."""
+    steps, shard_folder = 60, next(iter(shards.values()))[0].parent
+
+    def start(name: str) -> subprocess.Popen:
+        inside = HERE / "inside" / "killable.py"
+        return subprocess.Popen(
+            [sys.executable, str(inside), str(HERE), str(shard_folder), str(tmp_path / name), str(steps)],
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def rows(text: str) -> dict[int, str]:
+        whole = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return {int(step): loss for step, loss in whole}
+
+    whole = rows(start("whole").communicate()[0])
+    assert list(whole) == list(range(1, steps + 1))
+    seen: list[dict[int, str]] = []
+    for lines, wait in ((9, 0.0), (12, 0.017), (15, 0.031)):
+        process = start("killed")
+        text = "".join(process.stdout.readline() for _ in range(lines))
+        time.sleep(wait)
+        process.kill()
+        seen.append(rows(text + process.communicate()[0]))
+    seen.append(rows(start("killed").communicate()[0]))
+    assert seen[-1] and max(seen[-1]) == steps
+    for before, after in zip(seen, seen[1:], strict=False):
+        # no step is left out, and at most those since the last checkpoint are taken again
+        assert max(before) - 2 < min(after) <= max(before) + 1
+    assert all(whole[step] == loss for part in seen for step, loss in part.items())
+    first, second = (load_checkpoint(tmp_path / name / "checkpoint")[0] for name in ("whole", "killed"))
+    assert first.keys() == second.keys()
+    for part, tensors in first.items():
+        assert all(torch.equal(tensors[name], value) for name, value in second[part].items())
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
+    assert losses[0] == losses[1]
 
 
 def test_out_of_time_is_a_checkpoint_and_an_early_return(task_of, tmp_path):
