@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kontext_core import latents
+from kontext_core.models import regional
+from kontext_core.models.attention import attention
 from kontext_core.training.activation import Checkpointing, hooks
 from kontext_core.training.data import LatentDataset, write_shard
 from kontext_core.training.flow import FlowConfig, choose_tokens
@@ -139,6 +143,56 @@ def test_checkpointing_keeps_fewer_bytes_for_the_backward_pass(task_of):
     assert kept(hooks("full")) < 0.8 * kept(None)
     with pytest.raises(ValueError, match="checkpointing is 'some'"):
         hooks("some")
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_selective_checkpointing_computes_no_attention_and_half_of_the_products_again(task_of):
+    def backward(checkpointing) -> Counter[str]:
+        task = task_of(checkpointing=checkpointing, attend=attention)
+        loss, _ = task.loss(batch_of(task, "edit"), step_generator(0, 0, 0))
+        with Counted() as counted:
+            loss.backward()
+        return counted.seen
+
+    def products(seen: Counter[str]) -> int:
+        return seen["mm"] + seen["addmm"]
+
+    def attended(seen: Counter[str]) -> int:
+        return sum(count for name, count in seen.items() if "attention" in name and "backward" not in name)
+
+    plain, full, selective = (backward(hooks(mode)) for mode in ("none", "full", "selective"))
+    blocks = 3
+    assert (attended(plain), attended(full), attended(selective)) == (0, blocks, 0)
+    again, kept = products(full) - products(plain), products(selective) - products(plain)
+    # a double-stream block has eight products, a single-stream block two; modulation lies outside of them
+    assert again >= 8 + 2 * 2 and kept == again // 2
+
+
+@pytest.mark.skipif(
+    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
+)
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_checkpointed_blocks_can_be_compiled(task_of, mode):
+    plain, task = task_of(), task_of(checkpointing=hooks(mode), compile_blocks=True)
+    batch = batch_of(plain, "edit")
+    loss, _, gradients = loss_and_gradients(plain, batch)
+    again, _, found = loss_and_gradients(task, batch)
+    torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-6)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        # other orders of sums in float32, relative to the largest of each weight
+        assert (found[name] - gradient).abs().max() <= 2e-4 * gradient.abs().max() + 1e-7, name
 
 
 def test_two_halves_of_a_batch_have_the_whole_ones_loss(task_of):
