@@ -31,6 +31,20 @@ def test_prompts_become_latents_and_a_student(random_tiny_folder, tmp_path, caps
     assert "wrote" in capsys.readouterr().err
     (student,) = out.glob("*-fewstep.safetensors")
     assert load_transformer(student).params.hidden_size == 256
+    control = random_tiny_folder / "flux1-kontext-tiny.safetensors"
+    compare = ["distill", "compare", "--student", str(student), "--control", str(control), *model]
+    assert main([*compare, "--data", str(data / shards[1])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    ways = [tuple(line.split()[:2]) for line in lines[1:]]
+    names = ("student", "regression", "teacher")
+    assert ways == [(name, n) for n in ("1", "2", "4") for name in names] + [("teacher", "28")]
+    assert main([*compare, "--data", str(data / shards[1]), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["ladd_nearer"] is None) for row in rows] == [
+        name in ("student",) for name, _ in ways[:-1]
+    ] + [True]
+    # its own samples are the truth of that shard, so the teacher's many steps from other noise are not at distance 0
+    assert all(row["distance"]["low"] <= row["distance"]["value"] and row["mse"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

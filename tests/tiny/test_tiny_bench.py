@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from kontext_core.__main__ import main
 from kontext_core.tiny.bench import BenchReport, interval, run_bench
 from kontext_core.tiny.world import EDIT_CATEGORIES, Example
 
@@ -45,6 +47,35 @@ def test_the_table_and_the_sheet_show_every_category(report: BenchReport) -> Non
     assert all(name in report.table for name in EDIT_CATEGORIES)
     width, height = report.sheet.size
     assert width >= 4 * 3 * 128 and height >= 5 * 128
+
+
+@pytest.mark.parametrize("steps", [["--steps", "2"], ["--few-step", "1"]])
+def test_the_command_prints_the_json_or_the_table_and_writes_the_sheet(
+    random_few_step_folder, tmp_path, capsys, steps: list[str]
+) -> None:
+    sheet = tmp_path / "made" / "sheet.png"
+    command = ["bench", "--suite", "tiny", "--split", "val", "--count", "1", "--seed", "4", *steps]
+    command += ["--model", str(random_few_step_folder), "--sheet", str(sheet)]
+    assert main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert list(answer) == ["suite", "split", "model", "steps", "seed", "seconds_per_edit", "categories"]
+    assert (answer["suite"], answer["split"], answer["seed"]) == ("tiny", "val", 4)
+    assert answer["steps"] == int(steps[1]) and answer["seconds_per_edit"] > 0
+    assert list(answer["categories"]) == ["local", "global", "text", "style", "character"]
+    # weights drawn by chance edit nothing
+    assert all(
+        row == {"count": 1, "done": 0, "kept": row["kept"], "both": 0}
+        for row in answer["categories"].values()
+    )
+    assert "character 1/1" in captured.err
+    with Image.open(sheet) as picture:
+        assert picture.width >= 4 * 3 * 128 and picture.height >= 5 * 128
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["category", *EDIT_CATEGORIES] and lines[-1] == str(
+        sheet
+    )
 
 
 def test_an_idle_editor_does_nothing() -> None:
