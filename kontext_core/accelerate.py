@@ -8,8 +8,8 @@
     first_block  when the first block's change has hardly changed since the last evaluation, the change that all
                  other blocks made then is added once more (first-block caching).
 
-A `Reuse` lives for one sampling of one set of prompts and references. Samples of a batch never mix: a token, or the
-rest of an evaluation, is skipped only where no sample of the batch needs it.
+A `Reuse` belongs to one set of prompts and references, and begins anew with every sampling of them. Samples of a batch
+never mix: a token, or the rest of an evaluation, is skipped only where no sample of the batch needs it.
 """
 
 from __future__ import annotations
@@ -179,6 +179,12 @@ class Reuse:
         self.reference = reference if settings.regions > 0 else None
         self.saved = Saved(notes=self._cannot())
         self.first_block = FirstBlock(settings.first_block, (params.depth, params.depth_single_blocks))
+        self.restart()
+
+    def restart(self) -> None:
+        """A new sampling: nothing of an earlier one is used; what was saved counts on."""
+        self.first_block.skipping = False
+        self.first_block.forget()
         self.active: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._x_0: Tensor | None = None

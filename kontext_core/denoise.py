@@ -59,6 +59,7 @@ class Denoiser:
             times = sorted({float(t) for t in planned}, reverse=True)
             self.rows = {t: index for index, t in enumerate(times)}
             self.tables = self._tables(times) if times else None
+        self.last_t = 0.0
         self.reuse: Reuse | None = None
         if accelerate is not None and not accelerate.off:
             grid = (height // latents.PATCH, width // latents.PATCH)
@@ -94,6 +95,9 @@ class Denoiser:
         tokens = x.to(self.device, self.dtype)
         if self.reuse is None:
             return self._run(tokens, modulation, **self.options).to(x)
+        if t > self.last_t:  # in a sampling t falls: this is the first evaluation of one
+            self.reuse.restart()
+        self.last_t = float(t)
         chosen = self.reuse.begin()
         options = {**self.options, "hooks": self.reuse.first_block}
         options["attend"] = partial(self.reuse.attend, self.options.get("attend", attention))

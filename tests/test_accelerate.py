@@ -116,6 +116,18 @@ def test_every_mode_saves_operations_and_stays_near(network, accelerate):
     assert (result - plain).square().mean() < 0.5 * plain.square().mean()
 
 
+@pytest.mark.parametrize(
+    "accelerate",
+    [Accelerate(every=3), Accelerate(every=3, regions=1.2), Accelerate(first_block=2.0)],
+    ids=["context", "regions", "first_block"],
+)
+def test_a_second_sampling_uses_nothing_of_the_first(network, accelerate):
+    used, fresh = denoiser(network, accelerate), denoiser(network, accelerate)
+    euler(used, noise(first=5), GRID)
+    assert torch.equal(euler(used, noise(), GRID), euler(fresh, noise(), GRID))
+    assert used.saved.full + used.saved.part == 2 * (fresh.saved.full + fresh.saved.part)
+
+
 def test_samples_of_a_batch_do_not_mix(network):
     accelerate = Accelerate(every=3)
     together, _ = sample(network, accelerate, 3)
