@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from kontext_core import latents
 from kontext_core.conditioning import PromptConditioning, make_references
 from kontext_core.denoise import Denoiser
+from kontext_core.models import transformer
 from kontext_core.models.blocks import DoubleStreamBlock, SingleStreamBlock
 from kontext_core.models.operations import block_operations, modulation_operations
 from kontext_core.models.rope import rope_tables
@@ -116,3 +117,35 @@ def test_a_blocks_memory_stays_at_its_few_large_tensors(kind, rows, num_large):
     most, count = allocated(run, row // 2)
     assert most < rows * row + 2e6, f"{most / row:.1f} rows"
     assert count <= num_large, f"{count} large allocations"
+
+
+def test_positions_are_turned_into_tables_once_a_sampling(network, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        transformer, "rope_tables", lambda *given: (made.append(given[0].shape), rope_tables(*given))[1]
+    )
+    sampling(network, steps=4, batch=3, references=2)()
+    assert made == [(TEXT + 3 * (SIDE // 2) ** 2, 3)]
+
+
+def peak(network: Flux, **sizes: int) -> int:
+    """The most bytes of new tensors alive at once in a sampling of these sizes."""
+    return allocated(sampling(network, **sizes), large=2**30)[0]
+
+
+# Attention's own law is its operations', quadratic in the tokens; its memory is theirs alone, as of all else.
+@pytest.mark.parametrize("axis", ["batch", "references"])
+def test_memory_grows_no_faster_than_the_tokens(network, axis):
+    sizes = [{"steps": 2, axis: count} for count in (1, 2, 4)]
+    one, two, four = (peak(network, **size) for size in sizes)
+    assert two > 1.05 * one, "it is measured at all"
+    assert four - two < 1.1 * 2 * (two - one), "what a sample or a reference adds is the same each time"
+
+
+def test_memory_does_not_grow_with_the_steps_but_by_their_tables(network):
+    table = (
+        4 * (12 * PARAMS.depth + 3 * PARAMS.depth_single_blocks + 2) * WIDTH
+    )  # bytes of a step's modulation
+    few, many = peak(network, steps=2), peak(network, steps=10)
+    # each row of the tables is there twice while they are made: by steps, and joined
+    assert many - few < 2.5 * 8 * table
