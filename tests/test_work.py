@@ -139,7 +139,7 @@ def test_memory_grows_no_faster_than_the_tokens(network, axis):
     sizes = [{"steps": 2, axis: count} for count in (1, 2, 4)]
     one, two, four = (peak(network, **size) for size in sizes)
     assert two > 1.05 * one, "it is measured at all"
-    assert four - two < 1.1 * 2 * (two - one), "what a sample or a reference adds is the same each time"
+    assert four - two < 1.05 * 2 * (two - one), "what a sample or a reference adds is the same each time"
 
 
 def test_memory_does_not_grow_with_the_steps_but_by_their_tables(network):
@@ -147,5 +147,4 @@ def test_memory_does_not_grow_with_the_steps_but_by_their_tables(network):
         4 * (12 * PARAMS.depth + 3 * PARAMS.depth_single_blocks + 2) * WIDTH
     )  # bytes of a step's modulation
     few, many = peak(network, steps=2), peak(network, steps=10)
-    # each row of the tables is there twice while they are made: by steps, and joined
-    assert many - few < 2.5 * 8 * table
+    assert many - few < 1.05 * 8 * table

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from kontext_core import latents
+from kontext_core.accelerate import Accelerate
+from kontext_core.conditioning import PromptConditioning, make_references
+from kontext_core.denoise import Denoiser
 from kontext_core.models import regional
+from kontext_core.models.lora import read_lora
+from kontext_core.models.lora_apply import apply
 from kontext_core.models.transformer import Flux, TransformerParams
+from kontext_core.samplers import euler
 
 PARAMS = TransformerParams(
     vec_in_dim=24, context_in_dim=40, hidden_size=64, num_heads=2, depth=2, depth_single_blocks=3, axes_dim=(4, 14, 14)
@@ -62,6 +68,44 @@ def test_two_graphs_serve_all_blocks_sizes_prompts_and_weights():
     regional.undo(compiled)
     assert not regional.is_compiled(compiled)
     assert torch.equal(compiled(*inputs(4, 6, 5)), eager(*inputs(4, 6, 5)))
+
+
+@pytest.mark.skipif(
+    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
+)
+@pytest.mark.parametrize(
+    "accelerate",
+    [None, pytest.param(Accelerate(every=3, first_block=0.1, warmup=1), marks=pytest.mark.slow)],
+    ids=["plain", "accelerated"],  # the attention that records is not compiled, so the graphs are more
+)
+def test_after_a_batch_was_seen_loras_and_other_batches_compile_nothing(accelerate):
+    eager, compiled = network(), network()
+    torch._dynamo.reset()
+    assert regional.compile_blocks(compiled)
+    up, down = torch.randn(2, 64, 2, generator=torch.Generator().manual_seed(1)).unbind()
+    key = "lora_unet_double_blocks_0_img_attn_proj"
+    lora = read_lora(
+        {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down.t().contiguous()}, name="t"
+    )
+
+    def sample(model: Flux, batch: int, seed: int = 0) -> torch.Tensor:
+        draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+        prompt = PromptConditioning(txt=draw(batch, 5, 40), vec=draw(batch, 24))
+        given, grid = make_references([draw(1, 16, 6, 8)], (6, 8)), torch.linspace(1, 0, 6)
+        options = {"guidance": 2.5, "planned": grid[:-1].tolist(), "accelerate": accelerate}
+        return euler(Denoiser(model, prompt, given, 6, 8, **options), draw(batch, 12, 64), grid)
+
+    # float32 sums that fuse otherwise, over five steps
+    assert torch.allclose(sample(compiled, 2), sample(eager, 2), atol=1e-4)
+    plain = sample(eager, 3, seed=7)
+    with regional.CompileClock() as clock:
+        for loras in ([(lora, 1.0)], []):
+            for model in (compiled, eager):
+                apply({"transformer": model}, loras)
+            found = sample(compiled, 3, seed=7)
+            assert torch.allclose(found, sample(eager, 3, seed=7), atol=1e-4)
+            assert torch.allclose(found, plain, atol=1e-4) == (not loras)
+    assert clock.graphs == 0
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, caplog):
