@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import dev
 import kontext_core
+from kontext_core.__main__ import build_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +38,23 @@ def test_the_manager_installs_nothing_that_a_host_brings():
         "torch|torchvision|torchaudio|transformers|tokenizers|numpy|pillow|safetensors|einops|aiohttp|comfyui"
     )
     assert not [line for line in requirements() if re.match(brought, line, re.IGNORECASE)]
+
+
+def test_the_bundled_weights_are_64_megabytes_at_most():
+    files = [path for path in (ROOT / "kontext_core" / "assets").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") > 20e6
+    assert sum(path.stat().st_size for path in files) <= 64e6
+
+
+def documented_commands() -> list[str]:
+    """`kontext …` and `-m kontext_core …` of docs/training.md, lines that go on joined."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^    (?:kontext|torchrun .*? -m kontext_core) (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_the_training_commands_of_the_docs_are_ones_that_there_are(command):
+    build_parser().parse_args(shlex.split(command))
 
 
 def test_the_registry_lists_what_the_manager_installs(pyproject):

@@ -15,6 +15,7 @@ from ..evaluation.distance import Interval, compare, sharpness_share
 from ..models.transformer import Flux
 from ..schedules import timesteps
 from ..training.flow import KontextModule
+from .guards import check_real
 from .network import encode_conditions, freeze
 from .synthesize import SynthesisConfig, sample_latents, sample_student
 
@@ -60,10 +61,14 @@ def compare_students(
         truth: latents to compare with; by default the rows' targets.
         decode: latents -> pictures in which distance and sharpness are measured; latents themselves by default.
         levels: of the pyramid; latents of 16×16 cells take 2, pictures 3 or more.
+
+    Raises:
+        Collapsed: the truth holds constant latents: a shard whose pictures were never made.
     """
     config = config or SynthesisConfig()
     teacher = freeze(teacher, dtype)
     truth = rows["target"].float() if truth is None else truth.float()
+    check_real(truth.flatten(2).transpose(1, 2))
     count, num_target = len(truth), truth[0, 0].numel() // 4
     show = decode or (lambda latent: latent)
     shown_truth = show(truth)

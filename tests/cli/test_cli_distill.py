@@ -43,6 +43,9 @@ def test_prompts_become_latents_and_a_student(random_tiny_folder, tmp_path, caps
     assert [(row["ladd_nearer"] is None) for row in rows] == [
         name in ("student",) for name, _ in ways[:-1]
     ] + [True]
+    sources = sorted((data / "sources").glob("*.safetensors"))
+    assert main([*compare, "--data", str(sources[1])]) == 2
+    assert "2 of 2 real latents are constant" in capsys.readouterr().err  # nothing was made for these yet
     # its own samples are the truth of that shard, so the teacher's many steps from other noise are not at distance 0
     assert all(row["distance"]["low"] <= row["distance"]["value"] and row["mse"] > 0 for row in rows)
 
