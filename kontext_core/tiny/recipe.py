@@ -147,7 +147,11 @@ def trained(runs: Path, *, warm: bool) -> tuple[KontextModule, tuple[Tensor, Ten
 def train_guidance(
     runs: Path, config: LoopConfig, *, compile_blocks: bool, square: bool, seconds: float | None, warm: bool
 ) -> None:
-    """Distil classifier-free guidance of the flow's model into its guidance embedding; work in `runs`/guidance."""
+    """Distil classifier-free guidance of the flow's model into its guidance embedding; work in `runs`/guidance.
+
+    Processes of torchrun share each step.
+    """
+    world = parallel.start()
     teacher, empty = build_module()
     if warm:
         load_bundled(teacher)
@@ -165,8 +169,10 @@ def train_guidance(
         dtype=DTYPE,
         compile_blocks=compile_blocks,
         teacher=teacher,
+        world=world,
     )
-    train(task, config, runs / "guidance", stop_after_seconds=seconds)
+    train(task, config, runs / "guidance", stop_after_seconds=seconds, world=world)
+    parallel.stop(world)
 
 
 def export(runs: Path, destination: Path, *, flow: Path) -> None:
@@ -231,13 +237,13 @@ def main() -> None:
         help="encode: shares, as local=0.5,local:replace+smaller=0.2,text=0.3",
     )
     parser.add_argument("--workers", type=int, default=2, help="encode, read: processes")
-    parser.add_argument("--batch", type=int, default=64, help="flow: examples a step")
+    parser.add_argument("--batch", type=int, default=64, help="flow, guidance: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
     parser.add_argument(
         "--lr",
         type=float,
         default=None,
-        help="read, flow, autoencoder --only: AdamW's, Muon's is twice it; distill: the student's",
+        help="read, flow, autoencoder --only: AdamW's, Muon's is twice it; guidance, distill: the student's",
     )
     parser.add_argument("--t-mean", type=float, default=FlowConfig.t_mean, help="flow: of the logit-normal t")
     parser.add_argument(
@@ -262,7 +268,9 @@ def main() -> None:
         default=LoopConfig.decay,
         help="flow: share of the steps in which the rates fall",
     )
-    parser.add_argument("--ema", type=float, default=0.998, help="flow: decay of the averaged weights")
+    parser.add_argument(
+        "--ema", type=float, help="flow, guidance: decay of the averaged weights (0.998, 0.99)"
+    )
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument(
@@ -283,9 +291,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
     args = parser.parse_args()
-    if args.stage != "flow" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if args.stage not in ("flow", "guidance") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error(
-            f"{args.stage} runs in one process: start it without torchrun, which serves the flow stage alone"
+            f"{args.stage} runs in one process: start it without torchrun, which serves flow and guidance alone"
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.stage == "autoencoder":
@@ -343,7 +351,7 @@ def main() -> None:
             warmup=20 if args.warm else 100,
             schedule="stable",
             decay=args.decay,
-            ema=args.ema,
+            ema=args.ema or 0.998,
             checkpoint_every=200,
         )
         train_flow(
@@ -369,10 +377,10 @@ def main() -> None:
         config = LoopConfig(
             steps=args.steps or 600,
             batch=args.batch,
-            lr=1e-4,
+            lr=args.lr or 1e-4,
             warmup=20,
             schedule="stable",
-            ema=0.99,
+            ema=args.ema or 0.99,
             checkpoint_every=100,
         )
         train_guidance(
