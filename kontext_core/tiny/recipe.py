@@ -145,11 +145,19 @@ def trained(runs: Path, *, warm: bool) -> tuple[KontextModule, tuple[Tensor, Ten
 
 
 def train_guidance(
-    runs: Path, config: LoopConfig, *, compile_blocks: bool, square: bool, seconds: float | None, warm: bool
+    runs: Path,
+    config: LoopConfig,
+    *,
+    above: float,
+    gain: float,
+    compile_blocks: bool,
+    square: bool,
+    seconds: float | None,
+    warm: bool,
 ) -> None:
     """Distil classifier-free guidance of the flow's model into its guidance embedding; work in `runs`/guidance.
 
-    Processes of torchrun share each step.
+    Processes of torchrun share each step. `above`, `gain`: see `training.guidance`.
     """
     world = parallel.start()
     teacher, empty = build_module()
@@ -169,6 +177,8 @@ def train_guidance(
         dtype=DTYPE,
         compile_blocks=compile_blocks,
         teacher=teacher,
+        above=above,
+        gain=gain,
         world=world,
     )
     train(task, config, runs / "guidance", stop_after_seconds=seconds, world=world)
@@ -271,6 +281,8 @@ def main() -> None:
     parser.add_argument(
         "--ema", type=float, help="flow, guidance: decay of the averaged weights (0.998, 0.99)"
     )
+    parser.add_argument("--above", type=float, default=0.0, help="guidance: t from which on there is any")
+    parser.add_argument("--gain", type=float, default=1.0, help="guidance: scale s asks for 1 + gain*(s - 1)")
     parser.add_argument("--all-sizes", action="store_true", help="flow: not the square pictures alone")
     parser.add_argument("--categories", default="", help="flow: only these, comma-separated")
     parser.add_argument(
@@ -386,6 +398,8 @@ def main() -> None:
         train_guidance(
             args.runs,
             config,
+            above=args.above,
+            gain=args.gain,
             compile_blocks=args.compile,
             square=not args.all_sizes,
             seconds=args.seconds,

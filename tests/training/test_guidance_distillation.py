@@ -54,6 +54,16 @@ def test_the_target_is_both_passes_combined(task_of):
     assert loss > 1e-6
 
 
+@pytest.mark.parametrize(("above", "gain", "beyond"), [(0.0, 0.5, 1.0), (1.1, 1.0, 0.0)])
+def test_guidance_may_be_weaker_and_of_high_times_alone(task_of, above, gain, beyond):
+    task = make(task_of, guidance=(3.0, 3.0))
+    full, _ = task.loss(task.batch(0, 0, 2), step_generator(0, 0, 0))
+    task.above, task.gain = above, gain
+    loss, _ = task.loss(task.batch(0, 0, 2), step_generator(0, 0, 0))
+    # scale 3 is off by 2·(words − empty); half the gain by as much once; below `above` by nothing
+    assert loss.item() == pytest.approx(full.item() * (beyond / 2) ** 2, rel=1e-4, abs=1e-10)
+
+
 def test_the_student_learns_and_the_teacher_stays(task_of, tmp_path):
     task = make(task_of, guidance=(2.0, 5.0))
     before = copy.deepcopy(task.teacher.state_dict())
