@@ -22,10 +22,8 @@ from ..evaluation.distance import Interval, compare, mean_share, sharpness
 from .bench import Editor, interval
 from .measures import as_floats, psnr
 from .scorer import Score, score
-from .world import Example
+from .world import OPEN, Example
 
-OPEN = ("style", "character", "generate")
-"""Categories with many right answers."""
 TRUTH = "autoencoder"
 """The way that only encodes and decodes the truth: no model can be expected to be nearer."""
 

@@ -123,7 +123,7 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
 
 
 def _weights(example: world.Example, size: tuple[int, int]) -> Tensor:
-    if example.category in ("style", "character", "generate"):
+    if example.category in world.OPEN:
         return drawn_weights(example.truth.after, size)
     return token_weights(example.change_mask)
 

@@ -363,7 +363,7 @@ def main() -> None:
             warmup=20 if args.warm else 100,
             schedule="stable",
             decay=args.decay,
-            ema=args.ema or 0.998,
+            ema=0.998 if args.ema is None else args.ema,
             checkpoint_every=200,
         )
         train_flow(
@@ -392,7 +392,7 @@ def main() -> None:
             lr=args.lr or 1e-4,
             warmup=20,
             schedule="stable",
-            ema=args.ema or 0.99,
+            ema=0.99 if args.ema is None else args.ema,
             checkpoint_every=100,
         )
         train_guidance(

@@ -24,6 +24,8 @@ from .scene import Scene
 VERSION = 1  # part of every seed: raise it when scenes or phrasings change
 CATEGORIES = tuple(category for category in DRAFTS if category not in TRAINING_ONLY)
 EDIT_CATEGORIES = tuple(category for category in CATEGORIES if category != "generate")
+OPEN = ("style", "character", "generate")
+"""Categories with many right answers: the target is a new picture."""
 WEIGHTS = {"local": 0.30, "global": 0.12, "text": 0.20, "style": 0.13, "character": 0.13, "generate": 0.12}
 
 
