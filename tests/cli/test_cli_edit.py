@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiler import needs_compiler
 from PIL import Image
 
 from kontext_core import geometry, record, samplers
@@ -110,9 +111,7 @@ def test_what_acceleration_saved_is_in_the_json(picture, tmp_path, random_tiny_f
     assert "of the operations saved" in captured.err
 
 
-@pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+@needs_compiler
 def test_compile_time_is_told(picture, tmp_path, random_tiny_folder, capsys):
     torch._dynamo.reset()
     arguments = ["edit", str(picture), "--prompt", "x", "--steps", "1", "--model", str(random_tiny_folder)]

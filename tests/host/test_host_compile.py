@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from compiler import needs_compiler
 
-from kontext_core.models import regional
-
-pytestmark = pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")

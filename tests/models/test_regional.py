@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from compiler import needs_compiler
 
 from kontext_core import latents
 from kontext_core.accelerate import Accelerate
@@ -44,9 +45,7 @@ def inputs(rows: int, columns: int, text: int, seed: int = 0) -> tuple:
     )  # fmt: skip
 
 
-@pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+@needs_compiler
 @torch.inference_mode()
 def test_two_graphs_serve_all_blocks_sizes_prompts_and_weights():
     eager, compiled = network(), network()
@@ -70,9 +69,7 @@ def test_two_graphs_serve_all_blocks_sizes_prompts_and_weights():
     assert torch.equal(compiled(*inputs(4, 6, 5)), eager(*inputs(4, 6, 5)))
 
 
-@pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+@needs_compiler
 @pytest.mark.parametrize(
     "accelerate",
     [None, pytest.param(Accelerate(every=3, first_block=0.1, warmup=1), marks=pytest.mark.slow)],

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiler import needs_compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kontext_core import latents
-from kontext_core.models import regional
 from kontext_core.models.attention import attention
 from kontext_core.training.activation import Checkpointing, hooks
 from kontext_core.training.data import LatentDataset, write_shard
@@ -179,9 +179,7 @@ def test_selective_checkpointing_computes_no_attention_and_half_of_the_products_
     assert again >= 8 + 2 * 2 and kept == again // 2
 
 
-@pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+@needs_compiler
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_checkpointed_blocks_can_be_compiled(task_of, mode):
     plain, task = task_of(), task_of(checkpointing=hooks(mode), compile_blocks=True)

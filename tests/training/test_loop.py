@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from compiler import needs_compiler
 from torch import nn
 
-from kontext_core.models import regional
 from kontext_core.training.loop import LoopConfig, step_generator, train
 
 
@@ -61,9 +61,7 @@ def test_the_time_left_is_that_of_the_steps_left(tmp_path):
         assert row["samples_per_second"] > 0
 
 
-@pytest.mark.skipif(
-    regional.compiler_problem("cpu") is not None, reason="needs a C++ compiler, as torch.compile does"
-)
+@needs_compiler
 def test_compiled_blocks_train_as_eager_ones(task_of):
     found = {}
     for compiled in (False, True):
