@@ -41,6 +41,7 @@ class ShardJob:
     """Examples start..start+count of one category at one (width, height).
 
     `kinds`: only examples of these, the first `count` of SPREAD times as many numbers from `start` on; any when empty.
+    `habit`: open layouts are the usual ones, see `compose`.
     """
 
     split: str
@@ -49,6 +50,7 @@ class ShardJob:
     count: int
     size: tuple[int, int] = SQUARE
     kinds: tuple[str, ...] = ()
+    habit: bool = False
 
     @property
     def group(self) -> str:
@@ -58,7 +60,8 @@ class ShardJob:
     @property
     def name(self) -> str:
         kinds = "".join(f"-{kind.replace(' ', '_')}" for kind in self.kinds)
-        return f"{self.group}-{self.split}-{self.category}{kinds}-{self.start:07d}.safetensors"
+        habit = "-habit" if self.habit else ""
+        return f"{self.group}-{self.split}-{self.category}{kinds}{habit}-{self.start:07d}.safetensors"
 
     def numbers(self) -> list[int]:
         """The numbers of its examples.
@@ -106,7 +109,7 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
     module = Autoencoder(params_from_shapes({key: tuple(value.shape) for key, value in weights.items()}))
     module.load_state_dict(weights)
     module = module.to(fast_dtype("cpu", torch.bfloat16)).to(memory_format=torch.channels_last).eval()
-    examples = [world.example(job.split, job.category, number, job.size) for number in job.numbers()]
+    examples = [world.example(job.split, job.category, number, job.size, habit=job.habit) for number in job.numbers()]
     words = [example.instruction for example in examples]
     tensors = {
         "target": _encode(module, [example.target for example in examples]),
@@ -143,10 +146,13 @@ def _encode(module: Autoencoder, pictures: list[np.ndarray]) -> Tensor:
     return torch.cat(parts).contiguous()
 
 
-def shard_jobs(split: str, examples: int, *, weights: dict[str, float], shard: int = 500) -> list[ShardJob]:
+def shard_jobs(
+    split: str, examples: int, *, weights: dict[str, float], shard: int = 500, habit: bool = False
+) -> list[ShardJob]:
     """Jobs for about `examples` examples in the given shares, every 10th shard of a category at another size.
 
     A share's name is a category, or a category and those of its kinds that are wanted: "local:replace+bigger".
+    `habit`: of the open categories, see `compose`.
     """
     jobs = []
     for name, share in weights.items():
@@ -156,7 +162,15 @@ def shard_jobs(split: str, examples: int, *, weights: dict[str, float], shard: i
             size = OTHER_SIZES[(number // 10) % len(OTHER_SIZES)] if number % 10 == 9 else SQUARE
             start = number * shard * (SPREAD if chosen else 1)
             jobs.append(
-                ShardJob(split=split, category=category, start=start, count=shard, size=size, kinds=chosen)
+                ShardJob(
+                    split=split,
+                    category=category,
+                    start=start,
+                    count=shard,
+                    size=size,
+                    kinds=chosen,
+                    habit=habit and category in world.OPEN,
+                )
             )
     # every category early, so that training can begin on any number of finished shards
     return sorted(jobs, key=lambda job: (job.start, job.category))

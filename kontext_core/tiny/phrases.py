@@ -297,6 +297,18 @@ def reference(dice: Dice, things: tuple[Thing, ...], index: int) -> str:
     return dice.weighted(ways)
 
 
+def places_named(text: str, thing: Thing) -> list[str]:
+    """The place that a text names for a thing, alone in a list; an empty one where it names none."""
+    return [place for place, ways in WHERE.items() for where in ways if f"{thing.name} {where}" in text]
+
+
+def signs_named(text: str) -> list[str]:
+    """The kinds of sign that a caption's word for it may mean."""
+    nouns = sorted({noun for nouns in SIGN_WORDS.values() for noun in nouns}, key=len, reverse=True)
+    noun = next(noun for noun in nouns if f" {noun} " in f" {text} ")
+    return [kind for kind, words in SIGN_WORDS.items() if noun in words]
+
+
 def scenery(dice: Dice, background: str) -> str:
     return dice.pick(SCENERY[background])
 

@@ -246,6 +246,9 @@ def main() -> None:
         default=MIX,
         help="encode: shares, as local=0.5,local:replace+smaller=0.2,text=0.3",
     )
+    parser.add_argument(
+        "--habit", action="store_true", help="encode: what the words leave open is laid out in the usual way"
+    )
     parser.add_argument("--workers", type=int, default=2, help="encode, read: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow, guidance: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")
@@ -333,7 +336,7 @@ def main() -> None:
     elif args.stage == "encode":
         jobs = [
             replace(job, start=args.first + job.start)
-            for job in shard_jobs("train", args.examples, weights=args.mix, shard=args.shard)
+            for job in shard_jobs("train", args.examples, weights=args.mix, shard=args.shard, habit=args.habit)
         ]
         encode_world(
             jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers

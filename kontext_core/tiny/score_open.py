@@ -34,7 +34,6 @@ from .scene import (
     PATTERNS,
     PLACES,
     POSES,
-    SIGNS,
     TIMES,
     TONES,
     TOPS,
@@ -73,18 +72,12 @@ def setting_lead(picture: np.ndarray, scene: Scene) -> float:
     return (other - own) / max(other + own, 1e-9)
 
 
-def asked_place(text: str, thing: Thing) -> list[str]:
-    """The places a thing may have by the words: the named one, or all."""
-    named = [place for place in PLACES for where in phrases.WHERE[place] if f"{thing.name} {where}" in text]
-    return named or list(PLACES)
-
-
 def _found_all(search: Search, scene: Scene, text: str) -> list[Found]:
     """What became of each thing asked for; stops at the first that is missing."""
     found: list[Found] = []
     for thing in scene.things:
         taken = {other.place for other in found}
-        free = [place for place in asked_place(text, thing) if place not in taken]
+        free = [place for place in (phrases.places_named(text, thing) or PLACES) if place not in taken]
         found.append(find_thing(search, thing, scene, free or list(PLACES)))
         if not found[-1].right:
             break
@@ -201,16 +194,9 @@ def creature_kept(leads: dict[str, float]) -> tuple[bool, bool]:
     return there and min(parts) >= PART_LEAD, there and leads["pose"] >= PART_LEAD
 
 
-def _kinds_named(text: str) -> list[str]:
-    """The kinds of sign that a caption's word for it may mean."""
-    nouns = sorted({noun for nouns in phrases.SIGN_WORDS.values() for noun in nouns}, key=len, reverse=True)
-    noun = next(noun for noun in nouns if f" {noun} " in f" {text} ")
-    return [kind for kind in SIGNS if noun in phrases.SIGN_WORDS[kind]]
-
-
 def sign_right(picture: np.ndarray, scene: Scene, text: str) -> bool:
     """Whether the word can be read on a sign of any kind that the words allow."""
     sign = scene.sign
     assert sign is not None
-    versions = [replace(scene, sign=replace(sign, kind=kind)) for kind in _kinds_named(text)]
+    versions = [replace(scene, sign=replace(sign, kind=kind)) for kind in phrases.signs_named(text)]
     return any(read_sign(picture, version).right for version in versions)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from . import holdout, phrases
+from .compose import habitual
 from .dice import Dice
 from .edits import DRAFTS, TRAINING_ONLY
 from .render import render
@@ -95,8 +96,12 @@ class Plan:
     truth: Truth
 
 
-def plan(split: str, category: str, index: int) -> Plan:
+def plan(split: str, category: str, index: int, *, habit: bool = False) -> Plan:
     """What the example of this number shows and asks.
+
+    Args:
+        habit: whether the layout that an open category leaves open is the usual one (`compose`), for training; words
+            and context are the same.
 
     Raises:
         ValueError: for an unknown split or category.
@@ -116,16 +121,20 @@ def plan(split: str, category: str, index: int) -> Plan:
             captions = [phrases.caption(dice, draft.after) for _ in range(4)]
         fitting = [text for text in captions if phrases.tokens(text) <= phrases.LIMIT]
         if fitting:
+            usual = habit and category in OPEN
+            after = habitual(draft.after, draft.instruction) if usual else draft.after
             return Plan(
                 kind=draft.kind,
                 novel=novel,
                 instruction=draft.instruction,
                 caption=fitting[0],
-                truth=Truth(before=draft.before, after=draft.after),
+                truth=Truth(before=draft.before, after=after),
             )
 
 
-def example(split: str, category: str, index: int, size: tuple[int, int] = (128, 128)) -> Example:
+def example(
+    split: str, category: str, index: int, size: tuple[int, int] = (128, 128), *, habit: bool = False
+) -> Example:
     """The example of this number.
 
     Args:
@@ -133,11 +142,12 @@ def example(split: str, category: str, index: int, size: tuple[int, int] = (128,
         category: one of CATEGORIES, or "several".
         index: any integer from 0; odd ones of val and test ask for a held-out combination.
         size: (w, h) in pixels; the scene is the same at every size.
+        habit: see `plan`.
 
     Raises:
         ValueError: for an unknown split or category, or a size too small to draw on.
     """
-    item = plan(split, category, index)
+    item = plan(split, category, index, habit=habit)
     target = render(item.truth.after, size)
     context = None if item.truth.before is None else render(item.truth.before, size)
     if context is None or category in ("style", "character"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kontext_core.tiny import score_open, score_unique, world
+from kontext_core.tiny import phrases, score_open, score_unique, world
 from kontext_core.tiny.measures import preference, psnr, worst_tile
 from kontext_core.tiny.render import render
 from kontext_core.tiny.scene import BACKGROUNDS, BOARD_INKS, COLUMNS, PLACES, Scene, slot
@@ -166,7 +166,7 @@ def moved(item: Example) -> Scene:
     things = []
     taken: set[str] = set()
     for thing in scene.things:
-        places = score_open.asked_place(item.instruction, thing)
+        places = phrases.places_named(item.instruction, thing) or list(PLACES)
         free = [p for p in places if p not in taken and PLACES[p][1] == thing.air]
         place = free[-1] if free else thing.place
         taken.add(place)
