@@ -52,7 +52,9 @@ def _usual_sign(sign: Sign, text: str) -> Sign:
 def _placed(scene: Scene, text: str) -> list[Thing]:
     """The things, each at the place that the words name or that is usual; in the scene's order."""
     named = [phrases.places_named(text, thing) for thing in scene.things]
-    placed = {thing: _at(thing, places[0]) for thing, places in zip(scene.things, named, strict=True) if places}
+    placed = {
+        thing: _at(thing, places[0]) for thing, places in zip(scene.things, named, strict=True) if places
+    }
     open_things = sorted(
         (thing for thing, places in zip(scene.things, named, strict=True) if not places),
         key=lambda thing: _position(text, thing),

@@ -109,7 +109,9 @@ def encode_shard(job: ShardJob, autoencoder: Path, tokenizers: Path, folder: Pat
     module = Autoencoder(params_from_shapes({key: tuple(value.shape) for key, value in weights.items()}))
     module.load_state_dict(weights)
     module = module.to(fast_dtype("cpu", torch.bfloat16)).to(memory_format=torch.channels_last).eval()
-    examples = [world.example(job.split, job.category, number, job.size, habit=job.habit) for number in job.numbers()]
+    examples = [
+        world.example(job.split, job.category, number, job.size, habit=job.habit) for number in job.numbers()
+    ]
     words = [example.instruction for example in examples]
     tensors = {
         "target": _encode(module, [example.target for example in examples]),

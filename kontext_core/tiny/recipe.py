@@ -3,8 +3,9 @@
 Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `read` (the text encoders, from words alone),
 `flow` (transformer and text encoders),
 `guidance` (two passes into one), `distill` (the few-step student and its control), `export` (the bundled files).
-Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm` `autoencoder`, `flow`,
-`guidance` and `distill` start from the bundled weights. See docs/training.md.
+Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm` `autoencoder`, `read`, `flow`,
+`guidance` and `distill` start from the bundled weights, and `encode` and `export` take the bundled autoencoder. See
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -185,7 +186,19 @@ def train_guidance(
     parallel.stop(world)
 
 
-def export(runs: Path, destination: Path, *, flow: Path) -> None:
+def autoencoder_of(runs: Path, *, warm: bool) -> Path:
+    """The file of the autoencoder stage; the bundled one if `warm`.
+
+    Raises:
+        ValueError: the stage was not run.
+    """
+    file = ASSETS / "ae.safetensors" if warm else runs / "autoencoder" / "ae.safetensors"
+    if not file.exists():
+        raise ValueError(f"no {file}: run the autoencoder stage first, or take the bundled one with --warm")
+    return file
+
+
+def export(destination: Path, *, flow: Path, autoencoder: Path) -> None:
     """Write the averaged weights of the last checkpoint as the bundled model folder, bfloat16."""
     found = load_checkpoint(flow / "checkpoint")
     if found is None:
@@ -200,10 +213,9 @@ def export(runs: Path, destination: Path, *, flow: Path) -> None:
     save_weights(destination / "flux1-kontext-tiny.safetensors", of("transformer."), metadata)
     save_weights(destination / "text_encoder" / "model.safetensors", of("clip."), {"format": "pt"})
     save_weights(destination / "text_encoder_2" / "model.safetensors", of("t5."), {"format": "pt"})
-    autoencoder = load_file(runs / "autoencoder" / "ae.safetensors")
     save_weights(
         destination / "ae.safetensors",
-        {name: value.bfloat16() for name, value in autoencoder.items()},
+        {name: value.bfloat16() for name, value in load_file(autoencoder).items()},
         {"format": "pt"},
     )
     module, _ = build_module()
@@ -336,10 +348,12 @@ def main() -> None:
     elif args.stage == "encode":
         jobs = [
             replace(job, start=args.first + job.start)
-            for job in shard_jobs("train", args.examples, weights=args.mix, shard=args.shard, habit=args.habit)
+            for job in shard_jobs(
+                "train", args.examples, weights=args.mix, shard=args.shard, habit=args.habit
+            )
         ]
         encode_world(
-            jobs, args.runs / "autoencoder" / "ae.safetensors", ASSETS, args.runs / "latents", args.workers
+            jobs, autoencoder_of(args.runs, warm=args.warm), ASSETS, args.runs / "latents", args.workers
         )
     elif args.stage == "read":
         module, _ = build_module()
@@ -429,7 +443,7 @@ def main() -> None:
         )
         log.info("finished: %s" if students.finished else "to be gone on with: %s", students.ladd)
     else:
-        export(args.runs, args.to, flow=last_stage(args.runs))
+        export(args.to, flow=last_stage(args.runs), autoencoder=autoencoder_of(args.runs, warm=args.warm))
         student = args.runs / "distill" / "ladd.safetensors"
         if student.exists():
             weights = load_file(student)

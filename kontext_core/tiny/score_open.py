@@ -41,7 +41,6 @@ from .scene import (
     WEATHERS,
     Creature,
     Scene,
-    Thing,
 )
 from .score_words import read_sign
 from .world import Example

@@ -83,7 +83,7 @@ def test_two_minutes_of_the_recipe_learn_eight_edits(tmp_path, monkeypatch):
             categories=(),
             seconds=None,
         )
-        recipe.export(runs, model, flow=runs / "flow")
+        recipe.export(model, flow=runs / "flow", autoencoder=recipe.autoencoder_of(runs, warm=False))
 
     train(LoopConfig(steps=1, batch=8, lr=1e-4, checkpoint_every=1, log_every=1))
     assert max(right(model).values()) == 0  # noise: the scorer gives nothing away

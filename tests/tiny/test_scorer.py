@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kontext_core.tiny import phrases, score_open, score_unique, world
+from kontext_core.tiny import phrases, score_unique, world
 from kontext_core.tiny.measures import preference, psnr, worst_tile
 from kontext_core.tiny.render import render
 from kontext_core.tiny.scene import BACKGROUNDS, BOARD_INKS, COLUMNS, PLACES, Scene, slot
