@@ -3,8 +3,8 @@
 Style, character and generation leave the layout open, and the scorer accepts any. A model of this size that is shown
 any layout in training paints all of them at once, faintly. With the habit a training picture has one layout for its
 words: what stands on the ground lies in the lower row, balloons and kites in the upper one, in the order in which the
-words name them; a creature stands in the middle, or left of the thing beside it. Scenery stays at random, and test
-and validation are not touched.
+words name them; a creature stands in the middle, or left of the thing beside it. In style and character the scenery
+is the usual one too, where generation leaves it to the seed. Test and validation are not touched.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ COLUMNS_OF = {1: ("middle",), 2: ("left", "right"), 3: ("left", "middle", "right
 """Columns of a row that holds so many things, in the order in which the words name them."""
 UNDER_SIGN = ("left", "right")
 BESIDE_CREATURE = "lower right"
+HORIZON = 0.60
 
 
-def habitual(scene: Scene, text: str) -> Scene:
+def habitual(scene: Scene, text: str, *, scenery: bool) -> Scene:
     """The scene laid out by habit where `text`, which asks for it, leaves the layout open.
 
     Args:
         scene: an admissible answer to the text.
         text: instruction or caption.
+        scenery: whether the horizon and the background's side are the usual ones too.
 
     Raises:
         ValueError: the text does not name one of the things.
     """
+    if scenery:
+        scene = replace(scene, horizon=HORIZON, mirror=False)
     if scene.creature is not None:
         return _beside_creature(scene, scene.creature)
     things = tuple(_placed(scene, text))

@@ -121,8 +121,9 @@ def plan(split: str, category: str, index: int, *, habit: bool = False) -> Plan:
             captions = [phrases.caption(dice, draft.after) for _ in range(4)]
         fitting = [text for text in captions if phrases.tokens(text) <= phrases.LIMIT]
         if fitting:
-            usual = habit and category in OPEN
-            after = habitual(draft.after, draft.instruction) if usual else draft.after
+            after = draft.after
+            if habit and category in OPEN:
+                after = habitual(after, draft.instruction, scenery=category != "generate")
             return Plan(
                 kind=draft.kind,
                 novel=novel,
