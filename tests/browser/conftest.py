@@ -44,6 +44,32 @@ HOSTS_OWN = (
     "no longer in the document",
 )
 
+# A node that passes a picture on once the file "released" lies in the input folder: a run that waits, for the tests of
+# what happens meanwhile.
+HOLD = """
+import pathlib, time
+import comfy.model_management, folder_paths
+
+class Hold:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "tests"
+
+    @classmethod
+    def IS_CHANGED(cls, image):
+        return float("nan")
+
+    def run(self, image):
+        while not (pathlib.Path(folder_paths.get_input_directory()) / "released").exists():
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+        return (image,)
+
+NODE_CLASS_MAPPINGS = {"HoldForTests": Hold}
+"""
+
 SHOTS_OF_NODES_2 = ("masked", "running")
 
 OTHER_FRONT_END = os.environ.get("KONTEXT_FRONT_END")
@@ -58,6 +84,8 @@ def host(request, comfyui, tmp_path_factory):
     front_end = folders[request.param]()
     arguments = ["--front-end-root", str(front_end)] if front_end else []
     base = tmp_path_factory.mktemp("browser")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "hold_for_tests.py").write_text(HOLD)
     with dev.ComfyServer(*comfyui, base, arguments) as server:
         host = fixtures.Host(server)
         scene().save(base / "input" / "scene.png")
