@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -12,12 +13,33 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "web" / "js").glob("*.js"))
 
 
-def english() -> dict[str, str]:
-    """Key -> text of web/js/text.js, texts that run over two lines joined."""
-    source = (ROOT / "web" / "js" / "text.js").read_text(encoding="utf-8")
-    table = source[source.index("ENGLISH = {") : source.index("};")]
+def table_of(module: str, name: str) -> dict[str, str]:
+    """Key -> text of a table in web/js, texts that run over two lines joined."""
+    source = (ROOT / "web" / "js" / module).read_text(encoding="utf-8")
+    table = source[source.index(f"{name} = {{") :]
+    table = table[: table.index("};")]
     entries = re.findall(r'^  "(\w+)":((?:\s*\+?\s*"[^"\n]*")+),$', table, re.MULTILINE)
     return {key: "".join(re.findall(r'"([^"]*)"', texts)) for key, texts in entries}
+
+
+def english() -> dict[str, str]:
+    """Key -> text of what the browser side says by itself, and what it knows of the server's sentences."""
+    said = {f"said_{key}": text for key, text in table_of("sentences.js", "SENTENCES").items()}
+    return table_of("text.js", "ENGLISH") | said
+
+
+def spoken() -> tuple[set[str], set[str]]:
+    """(texts without blanks, texts with "{}" for each blank) in the source of the nodes and the core."""
+    plain, filled = set(), set()
+    for folder in ("nodes", "kontext_core"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    plain.add(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    filled.add("".join(str(getattr(part, "value", "{}")) if isinstance(part, ast.Constant) else "{}"
+                                       for part in node.values))  # fmt: skip
+    return plain, filled
 
 
 def blanks(text: str) -> set[str]:
@@ -30,6 +52,27 @@ def test_every_word_is_translated_with_its_blanks(language):
     ours = english()
     assert len(ours) > 60 and set(words) == set(ours)
     assert [key for key in ours if blanks(ours[key]) != blanks(words[key])] == []
+
+
+def test_the_server_still_says_what_the_browser_translates():
+    """Each sentence is in the source, word by word: between its blanks, and a blank of ours may stand for one of theirs."""
+    plain, filled = spoken()
+    known = table_of("sentences.js", "SENTENCES")
+    known |= {key: text for key, text in table_of("text.js", "ENGLISH").items() if key.startswith("hint_")}
+    known["hint_length"] = known["hint_length"].removeprefix("much longer than the words it replaces")
+    assert len(known) > 60
+    lost = []
+    for key, sentence in known.items():
+        fragments = [re.escape(part) for part in re.split(r"\{\w+\}", sentence)]
+        in_order = re.compile(".*?".join(fragments), re.DOTALL)
+        wider = [text for text in filled if len(text.replace("{}", "")) > 3]
+        if not (
+            sentence in plain
+            or any(in_order.search(text) for text in filled)
+            or any(re.fullmatch(".+".join(map(re.escape, text.split("{}"))), sentence) for text in wider)
+        ):
+            lost.append(key)
+    assert lost == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)

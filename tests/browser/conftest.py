@@ -153,6 +153,7 @@ class Page:
         page.set_default_timeout(120_000)  # a machine may be busy
         page.on("console", self._collect)
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
+        page.route("**/kontext/whose", self._whose)
 
     def _collect(self, message) -> None:
         if message.type != "error":
@@ -162,6 +163,23 @@ class Page:
         asked_by_us = missing and any(part in url for part in ("kontext", "blob:"))
         if asked_by_us or not any(own in message.text for own in HOSTS_OWN):
             self.errors.append(f"{message.text} {url}")
+
+    @staticmethod
+    def _whose(route) -> None:
+        """The server's answer, and one for the runs that tests make up: "of:<id of the workflow>"."""
+        prompt = route.request.post_data_json["prompt"]
+        if prompt.startswith("of:"):
+            route.fulfill(json={"mine": True, "workflow": prompt.removeprefix("of:")})
+        else:
+            route.continue_()
+
+    def say(self, event: str, **detail) -> None:
+        """A message of the host's, as of a run of the open graph."""
+        self.eval(
+            """([event, detail]) => window.comfyAPI.api.api.dispatchEvent(
+                new CustomEvent(event, {detail: {...detail, prompt_id: `of:${app.graph.id}`}}))""",
+            [event, detail],
+        )
 
     def toast(self, text: str):
         """The host's message that says this, once it is there; front ends 1.32 and 1.58 name them differently."""
