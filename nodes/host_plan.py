@@ -45,7 +45,7 @@ class EditPlan:
 
 
 def plan_edit(plan: EditPlan) -> dict:
-    """JSON of what the edit will do; `problem` says in a sentence why it cannot, alone where no size comes of the widgets."""
+    """JSON of what the edit will do; `problem` says why it cannot, alone where no size comes of the widgets."""
     problem, params, hidden, file_bytes, area = None, None, None, None, KONTEXT_DEV.max_area
     try:
         if plan.vae:
@@ -61,9 +61,7 @@ def plan_edit(plan: EditPlan) -> dict:
         size = asked_size(plan.width, plan.height)
         color = parse_padding(plan.padding)
         pictures = plan.pictures or ([size] if size else [])  # words alone: only the size is looked at
-        fits = [
-            geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in pictures
-        ]
+        fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in pictures]
     except ValueError as error:
         return {"problem": str(error)}
     fits = fits[: len(plan.pictures)]

@@ -1,6 +1,7 @@
 """The run that the host works on, and what it keeps with each: whose it is, and what its settings ask for.
 
-Source: Comfy-Org/ComfyUI server.py `post_prompt`; execution.py `PromptQueue`: (number, prompt id, graph, extra data, …).
+Source: Comfy-Org/ComfyUI server.py `post_prompt`; execution.py `PromptQueue`, whose
+items are (number, prompt id, graph, extra data, …).
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 class _Listener:
-    """The worker's events as the host's progress bar, previews and messages; its steps are shown by web/js/training.js."""
+    """The worker's events as the host's progress bar, previews and messages, for web/js/training.js."""
 
     def __init__(self, node_id: str | None, steps: int) -> None:
         self.node_id, self.steps, self.bar = node_id, steps, comfy.utils.ProgressBar(steps)

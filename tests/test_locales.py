@@ -55,7 +55,7 @@ def test_every_word_is_translated_with_its_blanks(language):
 
 
 def test_the_server_still_says_what_the_browser_translates():
-    """Each sentence is in the source, word by word: between its blanks, and a blank of ours may stand for one of theirs."""
+    """Each sentence is in the source between its blanks; a blank of ours may stand for one of theirs."""
     plain, filled = spoken()
     known = table_of("sentences.js", "SENTENCES")
     known |= {key: text for key, text in table_of("text.js", "ENGLISH").items() if key.startswith("hint_")}
@@ -86,6 +86,21 @@ def test_nothing_is_put_into_a_page_as_html_or_loaded_from_elsewhere(module):
 def test_only_the_entry_registers_an_extension():
     registering = [path.name for path in MODULES if "registerExtension" in path.read_text(encoding="utf-8")]
     assert registering == ["kontext.js"]
+
+
+def test_everything_that_others_could_meet_is_under_one_prefix():
+    """Classes of the stylesheet, names in the browser's storage, events, routes, and what is registered with the host."""
+    css = (ROOT / "web" / "css" / "kontext.css").read_text(encoding="utf-8")
+    rules = re.sub(r"/\*.*?\*/|\{[^{}]*\}", " ", css, flags=re.DOTALL)
+    classes = set(re.findall(r"\.([a-z][\w-]*)", rules))
+    assert len(classes) > 50 and {name for name in classes if not name.startswith("kontext-")} == set()
+    assert set(re.findall(r"var\((--[\w-]+)", css)) >= {"--kontext-accent"}
+    assert {name for name in re.findall(r"(--[\w-]+):", css) if not name.startswith("--kontext-")} == set()
+    source = "\n".join(path.read_text(encoding="utf-8") for path in MODULES)
+    named = re.findall(r"localStorage\.(?:get|set)Item\(\"([^\"]+)", source)
+    named += re.findall(r"\b(?:name|id): \"([\w.]+)\"", source[source.index("registerExtension(") :])
+    named += re.findall(r"addDOMWidget\(\"(\w+)\"", source)
+    assert len(named) > 4 and {name for name in named if not name.startswith("kontext")} == set()
 
 
 def test_every_word_that_is_used_exists():

@@ -1,5 +1,5 @@
 """Messages of a run reach the graph that it was queued from: not another open workflow, not another tab of the browser,
-not a graph of the same node ids that a script queued; and trouble inside a subgraph is seen from outside."""
+not a graph of the same node ids that a script queued."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import urllib.request
 
 import pytest
 
-PANELS = "import('/extensions/flux-kontext/js/panel.js')"
 STEPS = 4
 
 # The picture reaches Kontext Edit through a node that holds it; see conftest.py.
@@ -34,8 +33,10 @@ QUEUE = "async () => { await app.queuePrompt(0, 1); }"
 WATCH = """() => {
   window.seen = new Set();
   const look = () => {
-    for (const [name, selector] of [["progress", ".kontext-progress:not([hidden])"], ["mark", ".kontext-bad:not([hidden])"],
-        ["picture", ".kontext-panel .kontext-picture[alt=After]:not([hidden])"], ["words", ".kontext-panel [role=status] .kontext-note"]]) {
+    for (const [name, selector] of [
+        ["progress", ".kontext-progress:not([hidden])"], ["mark", ".kontext-bad:not([hidden])"],
+        ["picture", ".kontext-panel .kontext-picture[alt=After]:not([hidden])"],
+        ["words", ".kontext-panel [role=status] .kontext-note"]]) {
       if (document.querySelector(selector)) window.seen.add(name);
     }
   };
@@ -58,10 +59,12 @@ def begin(tab, host):
 
     def begin(**values) -> None:
         released.unlink(missing_ok=True)
-        tab.graph(**{"prompt": "Make the disc red", "steps": STEPS, "seed": random.randrange(1 << 30), **values})
+        tab.graph(
+            **{"prompt": "Make the disc red", "steps": STEPS, "seed": random.randrange(1 << 30), **values}
+        )
         tab.eval(HOLD)
         tab.page.wait_for_selector(".kontext-chip")
-        tab.page.wait_for_timeout(700)  # the graph is looked at twice a second
+        tab.page.wait_for_timeout(1200)  # the graph is looked at twice a second
         tab.eval(QUEUE)
         tab.page.wait_for_function("window.started === 1")
 
@@ -113,7 +116,9 @@ def test_a_copy_that_was_run_last_does_not_take_the_pictures_of_the_first(tab, b
     """Both have one id until they are queued: after that each has its own."""
     begin()
     tab.eval(COPY)
-    tab.eval("() => { window.edit.widgets.find((one) => one.name === 'prompt').value = 'Make the disc blue'; }")
+    tab.eval(
+        "() => { window.edit.widgets.find((one) => one.name === 'prompt').value = 'Make the disc blue'; }"
+    )
     tab.eval(QUEUE)
     begin.release()
     tab.page.wait_for_function("window.ended.length === 2")
@@ -150,7 +155,7 @@ def test_a_run_that_a_script_queued_shows_nothing(tab, host):
     """It has no client: the host tells every page of its progress."""
     tab.graph(prompt="Make the disc red", steps=STEPS, seed=random.randrange(1 << 30))
     tab.page.wait_for_selector(".kontext-chip")
-    tab.page.wait_for_timeout(700)
+    tab.page.wait_for_timeout(1200)
     tab.eval(WATCH)
     tab.eval("""() => {
         window.heard = 0;
@@ -158,7 +163,9 @@ def test_a_run_that_a_script_queued_shows_nothing(tab, host):
     }""")
     prompt = tab.eval("async () => (await app.graphToPrompt()).output")
     request = urllib.request.Request(
-        f"{host.server.url}/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"}
+        f"{host.server.url}/prompt",
+        json.dumps({"prompt": prompt}).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as answer:
         prompt_id = json.load(answer)["prompt_id"]
@@ -168,35 +175,3 @@ def test_a_run_that_a_script_queued_shows_nothing(tab, host):
     tab.page.wait_for_timeout(1000)
     assert tab.eval("window.heard") > 0, "the host told this page nothing: this shows nothing"
     assert shown(tab) == [] and tab.errors == []
-
-
-SUBGRAPH = """async (values) => {
-  const find = (type) => app.graph.nodes.find((node) => node.type === type);
-  for (const [type, name, value] of values) find(type).widgets.find((one) => one.name === name).value = value;
-  app.graph.convertToSubgraph(new Set([find("KontextEdit")]));
-  await app.loadGraphData(app.graph.serialize());
-  window.outer = app.graph.nodes.find((node) => node.subgraph);
-}"""
-MARK = f"""async () => {{
-  const found = (await {PANELS}).panelOf(window.outer);
-  return found && !found.mark.hidden ? found.mark.textContent : "";
-}}"""
-
-
-def test_trouble_inside_a_subgraph_marks_its_node_outside_until_the_next_run(tab):
-    tab.graph(seed=random.randrange(1 << 30))
-    tab.eval(SUBGRAPH, [["KontextEdit", "width", 200], ["KontextEdit", "height", 200]])
-    tab.page.wait_for_timeout(700)
-    assert tab.run() == "execution_error"
-    tab.page.wait_for_function(f"async () => (await ({MARK})()).includes('200')")
-    assert tab.page.locator(".kontext-bad:visible").count() == 1
-    tab.clear_messages()
-    tab.eval("""() => {
-        const inner = window.outer.subgraph.nodes.find((node) => node.type === "KontextEdit");
-        for (const name of ["width", "height"]) inner.widgets.find((one) => one.name === name).value = 0;
-    }""")
-    assert tab.run() == "execution_success"
-    tab.page.wait_for_function(f"async () => (await ({MARK})()) === ''")
-    saved = tab.eval("JSON.stringify(app.graph.serialize())")
-    assert "kontext_panel" not in saved
-    assert tab.errors == []

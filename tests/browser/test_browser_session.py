@@ -331,7 +331,9 @@ def test_the_turns_are_saved_as_a_workflow_that_opens(redone, host):
     first = redone.eval(
         "app.graph.nodes.find((node) => node.type === 'LoadImage').widgets.find((one) => one.name === 'image').value"
     )
-    assert re.fullmatch(r"kontext-[0-9a-f]{32}\.png", first)  # by what is in it: no other session writes over it
+    assert re.fullmatch(
+        r"kontext-[0-9a-f]{32}\.png", first
+    )  # by what is in it: no other session writes over it
     start = Image.open(dev.ROOT / "workflows" / "input" / PICTURE).convert("RGB")
     assert Image.open(host.server.base / "input" / first).convert("RGB").tobytes() == start.tobytes()
 
@@ -388,7 +390,9 @@ def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
             [fitted, *filled("said_cropped", sides=sides, percent="64.1").splitlines()]
         )
         node = made.eval("String(window.edit.id)")
-        made.say("kontext.lines", node=node, lines=["1. no face found", "100 + 64 reference tokens", "as it is"])
+        made.say(
+            "kontext.lines", node=node, lines=["1. no face found", "100 + 64 reference tokens", "as it is"]
+        )
         lines = made.page.locator(".kontext-panel [role=status] .kontext-note")
         lines.first.wait_for()
         assert lines.all_text_contents() == [
@@ -403,7 +407,9 @@ def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
         wrong = "a.sft: a FLUX autoencoder (VAE), where a FLUX transformer is needed."
         made.say("execution_error", node_id=node, node_type="KontextEdit", exception_message=wrong)
         kinds = {"parts": words["said_autoencoder"], "wanted": words["said_transformer"]}
-        made.page.locator(".kontext-bad", has_text=filled("said_wrong_kind", file="a.sft", **kinds)).first.wait_for()
+        made.page.locator(
+            ".kontext-bad", has_text=filled("said_wrong_kind", file="a.sft", **kinds)
+        ).first.wait_for()
         made.clear_messages()
         settings = json.loads((dev.ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
         assert settings["kontext_turns_keep"] == {"name": words["keep"], "tooltip": words["keep_help"]}

@@ -18,7 +18,7 @@ import { loadStyle } from "./dom.js";
 import { api, app, findNode } from "./host.js";
 import { allPanels, attach, attachForWords, panelOf, watch } from "./panel.js";
 import { followProgress } from "./progress.js";
-import { begin, claimBefore, loading, runOf, settle, show } from "./runs.js";
+import { begin, claimBefore, loaded, loading, runOf, settle, show } from "./runs.js";
 import { translate } from "./sentences.js";
 import { setWords, t } from "./text.js";
 import { followTraining } from "./training.js";
@@ -111,6 +111,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
+    loaded();
     markMissingFiles();
   },
 });

@@ -8,13 +8,14 @@
 import { api, app, ask } from "./host.js";
 
 const MAX_RUNS = 500; // that are remembered
+const PATIENCE = 60; // looks at a graph that is not there, before its loading is taken for failed
 const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a graph that was made by hand
 
 const runs = new Map(); // prompt id -> promise of a Run, null where another client queued it
 const tabs = new Map(); // id of a workflow that was queued here -> the open tab it was queued from, as the host keeps it
 const kept = new Map(); // id of a workflow -> what its last run showed, for when it is opened again
 let order = Promise.resolve();
-let isLoading = false;
+let load = null; // of a graph that is being opened: the tab that was open before, whether its nodes are there, looks since
 
 /** {id} of the workflow that a run was queued from, if this page queued it; else null. Answers in the order of asking. */
 export function runOf(promptId) {
@@ -32,7 +33,7 @@ export function runOf(promptId) {
 
 /** Whether the workflow that a run was queued from is the one that is open. */
 export function isHere({ id }) {
-  if (isLoading) return false;
+  if (load) return false;
   const tab = tabs.get(id);
   return isOpen(tab) ? tab === openTab() : id === rootGraph().id;
 }
@@ -55,15 +56,25 @@ export function begin(run, deliver) {
   show(run, deliver);
 }
 
-/** Another graph is being opened: until `settle` nobody can say which. */
+/** A graph is being opened: until `settle` nobody can say which tab it is of. */
 export function loading() {
-  isLoading = true;
+  load = { before: openTab(), isDone: false, looks: 0 };
 }
 
-/** A graph was opened some time ago: show what its last run gave. Workflows that were closed are forgotten. */
+/** Its nodes are there; the host says just after this that its tab is the open one. */
+export function loaded() {
+  if (load) Object.assign(load, { isDone: true, looks: 0 });
+}
+
+/**
+ * To be called now and then. Once a graph is open, what its last run gave is shown again; workflows that were closed are
+ * forgotten.
+ */
 export function settle() {
-  if (!isLoading) return;
-  isLoading = false;
+  if (!load) return;
+  load.looks += 1;
+  if (load.isDone ? openTab() === load.before && load.looks < 2 : load.looks < PATIENCE) return;
+  load = null;
   for (const [id, tab] of tabs) if (!isOpen(tab)) tabs.delete(id);
   for (const [id, deliveries] of kept) {
     if (isHere({ id })) for (const deliver of [...deliveries.values()]) deliver();

@@ -1,4 +1,4 @@
-"""Whether a picture so far is wanted: by what a run was queued with, and by the options that the host was started with."""
+"""Whether a picture so far is wanted: by what a run was queued with, and by the options of the start."""
 
 from __future__ import annotations
 
