@@ -386,9 +386,8 @@ def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
         size.wait_for()
         fitted = filled("said_fitted", source="421x301", target="256x512", policy="crop")
         sides = "{}, {}".format(filled("said_left", count=135), filled("said_right", count=135))
-        assert size.get_attribute("title") == "; ".join(
-            [fitted, *filled("said_cropped", sides=sides, percent="64.1").splitlines()]
-        )
+        cropped = filled("said_cropped", sides=sides, percent="64.1")
+        assert size.get_attribute("title") == f"{fitted}; {cropped}; {filled('said_aspect', percent='-0.3')}"
         node = made.eval("String(window.edit.id)")
         made.say(
             "kontext.lines", node=node, lines=["1. no face found", "100 + 64 reference tokens", "as it is"]
