@@ -63,7 +63,7 @@ def begin(tab, host):
             **{"prompt": "Make the disc red", "steps": STEPS, "seed": random.randrange(1 << 30), **values}
         )
         tab.eval(HOLD)
-        tab.page.wait_for_selector(".kontext-chip")
+        tab.page.wait_for_selector(".kontext-chip, .kontext-notes .kontext-note")
         tab.page.wait_for_timeout(1200)  # the graph is looked at twice a second
         tab.eval(QUEUE)
         tab.page.wait_for_function("window.started === 1")

@@ -100,10 +100,23 @@ class Panel {
       removed?.apply(this, values);
       panels.get(node)?.destroy();
     };
+    if (node.subgraph) this.#stayUnsaved();
     panels.set(node, this);
     this.sizing = new ResizeObserver(() => this.grow()); // the row wraps as the node is made wider or narrower
     this.sizing.observe(this.chips);
     this.grow();
+  }
+
+  /** Front end 1.32 saves whatever stands on a subgraph's node as one of the widgets that it shows of those inside. */
+  #stayUnsaved() {
+    const { node, abort } = this;
+    const before = node.onSerialize;
+    const after = node.onSerialize = function (data) {
+      before?.call(this, data);
+      const all = data.properties?.proxyWidgets;
+      if (Array.isArray(all)) data.properties.proxyWidgets = all.filter(([, name]) => name !== "kontext_panel");
+    };
+    abort.signal.addEventListener("abort", () => { if (node.onSerialize === after) node.onSerialize = before; });
   }
 
   /** Queue what comes of this node, and nothing else. */
