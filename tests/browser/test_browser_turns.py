@@ -115,6 +115,14 @@ def test_script_in_a_saved_turn_stays_text(panel):
     assert panel.eval("window.pwned") is None
 
 
+def test_the_console_stays_clean(panel):
+    """The pictures of these turns are gone: that is said in the panel, not in the console."""
+    panel.page.locator(".kontext-turn").first.click()
+    panel.page.wait_for_timeout(500)
+    assert "small one" in panel.page.locator(".kontext-turns .kontext-stage .kontext-caption").inner_text()
+    assert panel.errors == []
+
+
 def test_two_tabs_keep_the_turns_of_both(panel, host):
     """Each writes the file that both are in: without a word of the other's it would write over them."""
     page = panel.page.context.new_page()
@@ -135,18 +143,14 @@ def test_two_tabs_keep_the_turns_of_both(panel, host):
         panel.eval(add, 1)
         other.eval(add, 2)
         kept = next(host.server.base.glob("user/**/kontext/turns-20.json"))
-        assert [turn["prompt"] for turn in json.loads(kept.read_text(encoding="utf-8"))] == ["of tab 1", "of tab 2"]
+        assert [turn["prompt"] for turn in json.loads(kept.read_text(encoding="utf-8"))] == [
+            "of tab 1",
+            "of tab 2",
+        ]
         panel.page.wait_for_function(
             "document.querySelector('.kontext-turns [role=status]').textContent === 'Turns: 1002'"
         )
-        assert other.errors == []
+        assert other.errors == [] and panel.errors == []
     finally:
         page.close()
-
-
-def test_the_console_stays_clean(panel):
-    """The pictures of these turns are gone: that is said in the panel, not in the console."""
-    panel.page.locator(".kontext-turn").first.click()
-    panel.page.wait_for_timeout(500)
-    assert "small one" in panel.page.locator(".kontext-turns .kontext-stage .kontext-caption").inner_text()
-    assert panel.errors == []
+        assert panel.page.request.delete(f"{host.server.url}/api/userdata/kontext%2Fturns-20.json").ok
