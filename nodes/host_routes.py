@@ -5,7 +5,7 @@ POST /kontext/hints    {prompt}                      -> {hints}: what Kontext is
 GET  /kontext/presets                                -> {presets}: names, labels, blanks
 POST /kontext/prompt   {preset, values}              -> {prompt, hints}: a preset with its blanks filled
 POST /kontext/there    {pictures}                    -> {there}: which pictures of the views the host still has
-POST /kontext/whose    {prompt, client}              -> {mine, workflow}: of a run's id, if this client queued it
+POST /kontext/whose    {prompt, client}              -> {mine, workflow, mark}: whether this client queued a run
 
 Nothing is written, and a file is only named as in the loaders' lists. What does not fit is answered with 400 and
 {error}, a mistake of ours with 500 and {error}, and its traceback is in the server's log.

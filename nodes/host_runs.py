@@ -34,16 +34,22 @@ def prompt_id() -> str | None:
 
 
 def whose(wanted: str, client: str) -> dict:
-    """For a client of the server: whether it queued a run, and the id of the workflow that it queued it from.
+    """For a client of the server: whether it queued a run, and the workflow that it queued it from.
 
-    Neither is said of another client's run, or of one that is not known.
+    `workflow` is its id, `mark` what web/js/runs.js had it carry. Neither is said of another client's run.
     """
     extra = _extra_data(wanted)
     if not client or extra.get("client_id") != client:
-        return {"mine": False, "workflow": None}
-    workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
-    found = workflow.get("id") if isinstance(workflow, dict) else None
-    return {"mine": True, "workflow": found if isinstance(found, str) else None}
+        return {"mine": False, "workflow": None, "mark": None}
+    workflow = _object(_object(extra, "extra_pnginfo"), "workflow")
+    found = {"workflow": workflow.get("id"), "mark": _object(workflow, "extra").get("kontext_tab")}
+    return {"mine": True, **{key: value if isinstance(value, str) else None for key, value in found.items()}}
+
+
+def _object(values: dict, key: str) -> dict:
+    """What lies under a key of what a page sent, if it is an object."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def wants_preview() -> bool:

@@ -250,7 +250,9 @@ def test_keys_choose_a_preset(tab):
     button.press("Enter")
     tab.page.wait_for_selector(".kontext-popover .kontext-card:focus")
     drawings = tab.eval("[...document.querySelectorAll('.kontext-card > svg')].map((one) => one.innerHTML)")
-    assert len(drawings) == tab.page.locator(".kontext-card").count() > 5  # a small drawing on each, no two the same
+    assert (
+        len(drawings) == tab.page.locator(".kontext-card").count() > 5
+    )  # a small drawing on each, no two the same
     assert len(set(drawings)) == len(drawings) and all("<rect" in one for one in drawings)
     chosen = tab.page.locator(".kontext-card[aria-checked=true]")
     for key, preset in (

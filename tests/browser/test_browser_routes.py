@@ -89,15 +89,16 @@ def test_what_is_still_being_typed_is_a_problem_in_words(ask, body, said):
 
 
 def test_the_server_says_whose_a_run_is_to_its_own_client_alone(ask, host):
-    workflow = {"id": "5f0e", "nodes": []}
+    workflow = {"id": "5f0e", "nodes": [], "extra": {"kontext_tab": "a1"}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "scene.png"}},
              "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}  # fmt: skip
     queued = {"prompt": graph, "client_id": "me", "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     request = urllib.request.Request(f"{host.server.url}/prompt", json.dumps(queued).encode(), method="POST")
     with urllib.request.urlopen(request) as response:
         prompt = json.load(response)["prompt_id"]
-    nobodys = {"mine": False, "workflow": None}
-    assert ask("whose", {"prompt": prompt, "client": "me"}) == (200, {"mine": True, "workflow": "5f0e"})
+    nobodys = {"mine": False, "workflow": None, "mark": None}
+    mine = {"mine": True, "workflow": "5f0e", "mark": "a1"}
+    assert ask("whose", {"prompt": prompt, "client": "me"}) == (200, mine)
     for body in ({"prompt": prompt, "client": "you"}, {"prompt": prompt}, {"prompt": "none", "client": "me"}):
         assert ask("whose", body) == (200, nobodys)
     assert ask("whose", {"prompt": 5, "client": "me"})[0] == 400

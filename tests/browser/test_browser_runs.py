@@ -113,7 +113,7 @@ def test_trouble_marks_the_workflow_that_it_is_of(tab, begin):
 
 
 def test_a_copy_that_was_run_last_does_not_take_the_pictures_of_the_first(tab, begin):
-    """Both have one id until they are queued: after that each has its own."""
+    """Both have one id: a mark tells them apart, which nothing that is saved keeps."""
     begin()
     tab.eval(COPY)
     tab.eval(
@@ -132,6 +132,7 @@ def test_a_copy_that_was_run_last_does_not_take_the_pictures_of_the_first(tab, b
     tab.eval("() => app.extensionManager.command.execute('Workspace.NextOpenedWorkflow')")
     tab.page.wait_for_selector(".kontext-handle:visible")
     assert tab.eval(picture) == copys
+    assert "kontext_tab" not in tab.eval("JSON.stringify(app.graph.serialize())")
 
 
 def test_another_tab_of_the_browser_with_the_same_workflow_shows_nothing(tab, begin):

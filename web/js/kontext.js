@@ -18,7 +18,7 @@ import { loadStyle } from "./dom.js";
 import { api, app, findNode } from "./host.js";
 import { allPanels, attach, attachForWords, panelOf, watch } from "./panel.js";
 import { followProgress } from "./progress.js";
-import { begin, claimBefore, loaded, loading, runOf, settle, show } from "./runs.js";
+import { begin, loaded, loading, markBeforeQueue, runOf, settle, show } from "./runs.js";
 import { translate } from "./sentences.js";
 import { setWords, t } from "./text.js";
 import { followTraining } from "./training.js";
@@ -102,12 +102,12 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass?.startsWith("Kontext")) claimBefore(node);
+    if (node.comfyClass?.startsWith("Kontext")) markBeforeQueue(node);
     attach(node);
   },
 
-  beforeConfigureGraph() {
-    loading();
+  beforeConfigureGraph(data) {
+    loading(data);
   },
 
   afterConfigureGraph() {
