@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kontext_core.conditioning import long_for_clip
 from ..kontext_core.models.tokenizers import CLIP_LENGTH
 from ..kontext_core.presets import KONTEXT_DEV
-from . import host_cache
+from . import host_cache, host_runs
 from .host_clip import HostTokenizer
 
 logger = logging.getLogger("kontext")
@@ -91,12 +91,8 @@ def zeros(batch: int, rows: int, columns: int, channels: int = 16) -> Tensor:
 
 
 def tell(node_id: str | None, lines: list[str]) -> None:
-    """Show lines of text on the node that runs."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
-    if lines and node_id is not None and server is not None:
-        server.send_progress_text("\n".join(lines), node_id)
+    """Show lines of text on the node that runs, in place of what it said before; web/js/kontext.js `showLines` does."""
+    host_runs.send("kontext.lines", node_id, {"lines": lines})
 
 
 class Report:

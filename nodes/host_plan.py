@@ -45,12 +45,7 @@ class EditPlan:
 
 
 def plan_edit(plan: EditPlan) -> dict:
-    """JSON of what the edit will do; `problem` says in a sentence why it cannot.
-
-    Raises:
-        ValueError: values that no edit can have.
-    """
-    size = asked_size(plan.width, plan.height)
+    """JSON of what the edit will do; `problem` says why it cannot, alone where no size comes of the widgets."""
     problem, params, hidden, file_bytes, area = None, None, None, None, KONTEXT_DEV.max_area
     try:
         if plan.vae:
@@ -62,8 +57,14 @@ def plan_edit(plan: EditPlan) -> dict:
         problem = str(error)
     if not plan.vae and hidden is not None:
         area = area_of(hidden)
-    color = parse_padding(plan.padding)
-    fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in plan.pictures]
+    try:
+        size = asked_size(plan.width, plan.height)
+        color = parse_padding(plan.padding)
+        pictures = plan.pictures or ([size] if size else [])  # words alone: only the size is looked at
+        fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in pictures]
+    except ValueError as error:
+        return {"problem": str(error)}
+    fits = fits[: len(plan.pictures)]
     target = size or (fits[0].size if fits else geometry.nearest_size((1, 1), area))
     small = area < KONTEXT_DEV.max_area
     text = (KONTEXT_TINY if small else KONTEXT_DEV).text_length

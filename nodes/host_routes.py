@@ -5,6 +5,7 @@ POST /kontext/hints    {prompt}                      -> {hints}: what Kontext is
 GET  /kontext/presets                                -> {presets}: names, labels, blanks
 POST /kontext/prompt   {preset, values}              -> {prompt, hints}: a preset with its blanks filled
 POST /kontext/there    {pictures}                    -> {there}: which pictures of the views the host still has
+POST /kontext/whose    {prompt, client}              -> {mine, workflow, mark}: whether this client queued a run
 
 Nothing is written, and a file is only named as in the loaders' lists. What does not fit is answered with 400 and
 {error}, a mistake of ours with 500 and {error}, and its traceback is in the server's log.
@@ -20,7 +21,7 @@ from dataclasses import asdict, fields
 from aiohttp import web
 
 from ..kontext_core import geometry, prompts
-from . import host, host_compare, host_plan
+from . import host, host_compare, host_plan, host_runs
 
 logger = logging.getLogger("kontext")
 
@@ -43,6 +44,7 @@ def register() -> None:
     server.routes.get("/kontext/presets")(_answering(_presets))
     server.routes.post("/kontext/prompt")(_answering(_prompt))
     server.routes.post("/kontext/there")(_answering(_there))
+    server.routes.post("/kontext/whose")(_answering(_whose))
 
 
 def _answering(function):
@@ -157,6 +159,10 @@ def _there(body: dict) -> dict:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("pictures must be a list of file names")
     return {"there": [name for name in names if host_compare.is_there(name)]}
+
+
+def _whose(body: dict) -> dict:
+    return host_runs.whose(text(body, "prompt"), text(body, "client"))
 
 
 def _prompt(body: dict) -> dict:

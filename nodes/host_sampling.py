@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..kontext_core.samplers import SAMPLERS, StepInfo
+from . import host_runs
 
 
 def make_sampler(name: str, seeds: Sequence[int] | None = None) -> comfy.samplers.KSAMPLER:
@@ -86,12 +87,12 @@ def _check_range(sigmas: Tensor) -> None:
 def _progress(model: Any, num_steps: int):
     """What the host calls after a step: the progress bar, and the picture so far for the view on the node.
 
-    The picture is the host's preview as its settings ask for. They ask for none in a new installation; a view needs
-    one, so its colours are then worked out from the latent, a product of 16 by 3 for each cell.
+    The picture is the host's preview as its settings ask for, and none where they say so. A new installation asks for
+    nothing; a view needs one, so its colours are then worked out from the latent, a product of 16 by 3 for each cell.
     """
     latent_format = model.model.latent_format
     previewer = latent_preview.get_previewer(model.load_device, latent_format)
-    if previewer is None and latent_format.latent_rgb_factors is not None:
+    if previewer is None and latent_format.latent_rgb_factors is not None and host_runs.wants_preview():
         previewer = latent_preview.Latent2RGBPreviewer(
             latent_format.latent_rgb_factors,
             latent_format.latent_rgb_factors_bias,

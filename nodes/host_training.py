@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from ..kontext_core.devices import fast_dtype
-from . import host, host_graph
+from . import host, host_graph, host_runs
 
 logger = logging.getLogger("kontext")
 
@@ -213,15 +213,15 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 class _Listener:
-    """The worker's events as the host's progress bar, previews and messages."""
+    """The worker's events as the host's progress bar, previews and messages, for web/js/training.js."""
 
     def __init__(self, node_id: str | None, steps: int) -> None:
         self.node_id, self.steps, self.bar = node_id, steps, comfy.utils.ProgressBar(steps)
-        self.begun: dict | None = None  # the first step's event: loading and encoding came before it
+        self.begun = False
 
     def __call__(self, event: dict) -> None:
         if event["event"] == "encode":
-            self._tell(f"encoding pair {event['done']} of {event['total']}")
+            host_graph.tell(self.node_id, [f"encoding pair {event['done']} of {event['total']}"])
             return
         preview = None
         sample = None
@@ -230,29 +230,14 @@ class _Listener:
             with Image.open(path) as image:
                 preview = ("JPEG", image.convert("RGB"), PREVIEW_SIDE)
         self.bar.update_absolute(event["step"], event["steps"], preview)
-        text = f"step {event['step']} of {event['steps']}, loss {event['loss']:.4f}"
-        self.begun = self.begun or event
-        taken = event["step"] - self.begun["step"]
-        if taken:
-            seconds = (event["seconds"] - self.begun["seconds"]) / taken
-            text += f", {(event['steps'] - event['step']) * seconds:.0f} s left"
-        self._tell(text)
+        if not self.begun:  # loading and encoding came before
+            self.begun = True
+            host_graph.tell(self.node_id, [])
         message = {key: event[key] for key in ("step", "steps", "loss", "seconds")}
-        _send(EVENT, {"node": self.node_id, **message, "sample": sample})
-
-    def _tell(self, text: str) -> None:
-        host_graph.tell(self.node_id, [text])
+        host_runs.send(EVENT, self.node_id, {**message, "sample": sample})
 
     @staticmethod
     def _reference(path: Path) -> dict:
         """How the host's /view names a file of the output folder."""
         inside = path.relative_to(folder_paths.get_output_directory())
         return {"filename": inside.name, "subfolder": inside.parent.as_posix(), "type": "output"}
-
-
-def _send(event: str, data: dict) -> None:
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync(event, data, server.client_id)

@@ -44,6 +44,32 @@ HOSTS_OWN = (
     "no longer in the document",
 )
 
+# A node that passes a picture on once the file "released" lies in the input folder: a run that waits, for the tests of
+# what happens meanwhile.
+HOLD = """
+import pathlib, time
+import comfy.model_management, folder_paths
+
+class Hold:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "tests"
+
+    @classmethod
+    def IS_CHANGED(cls, image):
+        return float("nan")
+
+    def run(self, image):
+        while not (pathlib.Path(folder_paths.get_input_directory()) / "released").exists():
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+        return (image,)
+
+NODE_CLASS_MAPPINGS = {"HoldForTests": Hold}
+"""
+
 SHOTS_OF_NODES_2 = ("masked", "running")
 
 OTHER_FRONT_END = os.environ.get("KONTEXT_FRONT_END")
@@ -58,6 +84,8 @@ def host(request, comfyui, tmp_path_factory):
     front_end = folders[request.param]()
     arguments = ["--front-end-root", str(front_end)] if front_end else []
     base = tmp_path_factory.mktemp("browser")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "hold_for_tests.py").write_text(HOLD)
     with dev.ComfyServer(*comfyui, base, arguments) as server:
         host = fixtures.Host(server)
         scene().save(base / "input" / "scene.png")
@@ -125,6 +153,7 @@ class Page:
         page.set_default_timeout(120_000)  # a machine may be busy
         page.on("console", self._collect)
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
+        page.route("**/kontext/whose", self._whose)
 
     def _collect(self, message) -> None:
         if message.type != "error":
@@ -134,6 +163,23 @@ class Page:
         asked_by_us = missing and any(part in url for part in ("kontext", "blob:"))
         if asked_by_us or not any(own in message.text for own in HOSTS_OWN):
             self.errors.append(f"{message.text} {url}")
+
+    @staticmethod
+    def _whose(route) -> None:
+        """The server's answer, and one for the runs that tests make up: "of:<id of the workflow>"."""
+        prompt = route.request.post_data_json["prompt"]
+        if prompt.startswith("of:"):
+            route.fulfill(json={"mine": True, "workflow": prompt.removeprefix("of:")})
+        else:
+            route.continue_()
+
+    def say(self, event: str, **detail) -> None:
+        """A message of the host's, as of a run of the open graph."""
+        self.eval(
+            """([event, detail]) => window.comfyAPI.api.api.dispatchEvent(
+                new CustomEvent(event, {detail: {...detail, prompt_id: `of:${app.graph.id}`}}))""",
+            [event, detail],
+        )
 
     def toast(self, text: str):
         """The host's message that says this, once it is there; front ends 1.32 and 1.58 name them differently."""

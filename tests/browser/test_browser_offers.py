@@ -21,6 +21,8 @@ OFFERED = """async ({workflow, files, wait}) => {
   await app.loadGraphData(workflow);
   const until = Date.now() + wait;
   for (;;) {
+    // 1.58 may only count them until it is asked
+    [...document.querySelectorAll("button")].find((one) => one.textContent.trim() === "View details")?.click();
     const said = [...document.body.querySelectorAll("*")].filter((one) => !one.closest("[data-node-id]"));
     const text = said.filter((one) => !one.children.length).map((one) => one.textContent).join(" ");
     const found = files.filter((name) => text.includes(name) || text.includes(name.replace(".safetensors", "")));

@@ -63,8 +63,6 @@ def test_only_listed_files_are_looked_at(ask, name):
         {"pictures": 5},
         {"fit": "bend"},
         {"width": True},
-        {"width": 64},
-        {"padding": "url(x)"},
         {"batch_size": 10**9},
         {"weight_dtype": "int4"},
         {"else": 1},
@@ -73,6 +71,38 @@ def test_only_listed_files_are_looked_at(ask, name):
 def test_what_does_not_fit_is_refused_in_json(ask, body):
     status, answer = ask("plan", body)
     assert status == 400 and answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"width": 64}, "give both"),
+        ({"width": 200, "height": 200}, "multiples of 16"),
+        ({"pictures": [[300, 200]], "width": 200, "height": 200}, "multiples of 16"),
+        ({"pictures": [[300, 200]], "fit": "pad", "padding": "#80"}, "such as #808080"),
+    ],
+)
+def test_what_is_still_being_typed_is_a_problem_in_words(ask, body, said):
+    """No refusal, which a browser would write into its console at every key."""
+    status, plan = ask("plan", body)
+    assert status == 200 and said in plan["problem"]
+
+
+def test_the_server_says_whose_a_run_is_to_its_own_client_alone(ask, host):
+    workflow = {"id": "5f0e", "nodes": [], "extra": {"kontext_tab": "a1"}}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "scene.png"}},
+             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}  # fmt: skip
+    queued = {"prompt": graph, "client_id": "me", "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+    request = urllib.request.Request(f"{host.server.url}/prompt", json.dumps(queued).encode(), method="POST")
+    with urllib.request.urlopen(request) as response:
+        prompt = json.load(response)["prompt_id"]
+    nobodys = {"mine": False, "workflow": None, "mark": None}
+    mine = {"mine": True, "workflow": "5f0e", "mark": "a1"}
+    assert ask("whose", {"prompt": prompt, "client": "me"}) == (200, mine)
+    for body in ({"prompt": prompt, "client": "you"}, {"prompt": prompt}, {"prompt": "none", "client": "me"}):
+        assert ask("whose", body) == (200, nobodys)
+    assert ask("whose", {"prompt": 5, "client": "me"})[0] == 400
+    assert ask("whose", {"prompt": prompt, "client": ["me"]})[0] == 400
 
 
 def test_presets_are_filled_and_quoted(ask):

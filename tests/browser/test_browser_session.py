@@ -55,7 +55,21 @@ def made(tab, host):
     # the node beside the sidebar, not below it
     tab.eval("() => { app.canvas.ds.offset = [300, 90]; app.canvas.setDirty(true, true); }")
     tab.page.wait_for_timeout(500)
+    tab.touch = tab.page.context.new_cdp_session(tab.page)
     return tab
+
+
+@pytest.fixture(scope="module")
+def redone(made):
+    """The same after the first turn was done again with another seed."""
+    made.eval("""() => {
+        const api = window.comfyAPI.api.api;
+        window.ended = new Promise((resolve) => api.addEventListener("execution_success", resolve, {once: true}));
+    }""")
+    _turn(made, PROMPTS[0]).locator("[aria-label^='Do this turn again']").first.click()
+    made.eval("async () => { await window.ended; }")
+    made.page.wait_for_function("document.querySelectorAll('.kontext-turn').length === 3")
+    return made
 
 
 def test_the_picture_is_seen_while_it_forms(made):
@@ -83,7 +97,6 @@ def _fingers(tab, kind: str, points: list[tuple[float, float]]) -> None:
 
 
 def test_two_fingers_zoom_and_one_moves_the_picture(made):
-    made.touch = made.page.context.new_cdp_session(made.page)
     view = made.page.locator(".kontext-panel .kontext-view").first
     zoom = made.page.locator(".kontext-panel .kontext-zoom:visible").first
     box = view.bounding_box()
@@ -260,18 +273,11 @@ def test_keys_compare_and_the_buttons_of_a_row_work_by_key(made, host):
     assert _loaded(made, host).tobytes() == _result(host, 1).tobytes()
 
 
-def test_redo_starts_from_the_same_picture_with_another_seed(made):
-    made.eval("""() => {
-        const api = window.comfyAPI.api.api;
-        window.ended = new Promise((resolve) => api.addEventListener("execution_success", resolve, {once: true}));
-    }""")
-    _turn(made, PROMPTS[0]).locator("[aria-label^='Do this turn again']").first.click()
-    made.eval("async () => { await window.ended; }")
-    made.page.wait_for_function("document.querySelectorAll('.kontext-turn').length === 3")
-    newest = made.page.locator(".kontext-turn").first.inner_text()
+def test_redo_starts_from_the_same_picture_with_another_seed(redone):
+    newest = redone.page.locator(".kontext-turn").first.inner_text()
     assert PROMPTS[0] in newest
     assert int(re.search(r"seed (\d+)", newest)[1]) != 1
-    size = made.eval("""async () => {
+    size = redone.eval("""async () => {
         const image = new Image();
         const name = window.load.widgets.find((one) => one.name === "image").value;
         image.src = window.comfyAPI.api.api.apiURL(`/view?${new URLSearchParams({filename: name, type: "input"})}`);
@@ -281,9 +287,9 @@ def test_redo_starts_from_the_same_picture_with_another_seed(made):
     assert size == list(Image.open(dev.ROOT / "workflows" / "input" / PICTURE).size)
 
 
-def test_the_turns_are_saved_as_a_strip_of_pictures(made):
-    with made.page.expect_download() as waiting:
-        made.page.locator("[aria-label^='Save the sequence as one']").first.click()
+def test_the_turns_are_saved_as_a_strip_of_pictures(redone):
+    with redone.page.expect_download() as waiting:
+        redone.page.locator("[aria-label^='Save the sequence as one']").first.click()
     found = waiting.value
     assert found.suggested_filename == "kontext-turns.png"
     strip = Image.open(io.BytesIO(found.path().read_bytes()))
@@ -297,9 +303,9 @@ def test_the_turns_are_saved_as_a_strip_of_pictures(made):
         assert high - low > 100
 
 
-def test_the_turns_are_saved_as_a_workflow_that_opens(made):
-    with made.page.expect_download() as waiting:
-        made.page.locator("[aria-label^='Save the sequence as a work']").first.click()
+def test_the_turns_are_saved_as_a_workflow_that_opens(redone, host):
+    with redone.page.expect_download() as waiting:
+        redone.page.locator("[aria-label^='Save the sequence as a work']").first.click()
     saved = json.loads(waiting.value.path().read_text(encoding="utf-8"))
     turns = next(node for node in saved["nodes"] if node["type"] == "KontextTurns")
     lines = next(value for value in turns["widgets_values"] if isinstance(value, str) and PROMPTS[0] in value)
@@ -308,7 +314,7 @@ def test_the_turns_are_saved_as_a_workflow_that_opens(made):
     assert [turn.instruction for turn in session.turns] == [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     assert [turn.parent for turn in session.turns] == [None, None, None]
     assert session.turns[0].seed == 1
-    kinds = made.eval("""async (saved) => {
+    kinds = redone.eval("""async (saved) => {
         await app.loadGraphData(saved);
         return app.graph.nodes.map((node) => node.type).sort();
     }""", saved)  # fmt: skip
@@ -322,10 +328,14 @@ def test_the_turns_are_saved_as_a_workflow_that_opens(made):
             "PreviewImage",
         ]
     )
-    first = made.eval(
+    first = redone.eval(
         "app.graph.nodes.find((node) => node.type === 'LoadImage').widgets.find((one) => one.name === 'image').value"
     )
-    assert first.startswith("kontext-turns-start")
+    assert re.fullmatch(
+        r"kontext-[0-9a-f]{32}\.png", first
+    )  # by what is in it: no other session writes over it
+    start = Image.open(dev.ROOT / "workflows" / "input" / PICTURE).convert("RGB")
+    assert Image.open(host.server.base / "input" / first).convert("RGB").tobytes() == start.tobytes()
 
 
 def test_a_saved_session_keeps_where_each_turn_began(made):
@@ -366,6 +376,40 @@ def test_the_panel_speaks_the_languages_of_the_host(made, host, language):
         made.page.wait_for_selector(".kontext-chip")
         said = made.page.locator(".kontext-panel .kontext-wide").first.inner_text()
         assert said.strip() == words["run"]
+
+        def filled(key: str, **values) -> str:
+            return re.sub(r"\{(\w+)\}", lambda blank: str(values[blank[1]]), words[key])
+
+        made.graph(fit="crop", width=256, height=512)
+        made.page.wait_for_selector(".kontext-chip")
+        size = made.page.locator(".kontext-chip", has_text="256 × 512")
+        size.wait_for()
+        fitted = filled("said_fitted", source="421x301", target="256x512", policy="crop")
+        sides = "{}, {}".format(filled("said_left", count=135), filled("said_right", count=135))
+        cropped = filled("said_cropped", sides=sides, percent="64.1")
+        assert size.get_attribute("title") == f"{fitted}; {cropped}; {filled('said_aspect', percent='-0.3')}"
+        node = made.eval("String(window.edit.id)")
+        made.say(
+            "kontext.lines", node=node, lines=["1. no face found", "100 + 64 reference tokens", "as it is"]
+        )
+        lines = made.page.locator(".kontext-panel [role=status] .kontext-note")
+        lines.first.wait_for()
+        assert lines.all_text_contents() == [
+            f"1. {words['said_no_face']}", filled("said_reference_tokens", counts="100 + 64"), "as it is",
+        ]  # fmt: skip
+        made.eval("""() => {
+            const model = app.graph.nodes.find((node) => node.type === "KontextLoadModel");
+            model.widgets.find((one) => one.name === "model").value = "gone.safetensors";
+        }""")
+        missing = filled("said_not_listed", name="'gone.safetensors'", folder="diffusion_models")
+        made.page.locator(".kontext-notes", has_text=missing).first.wait_for()
+        wrong = "a.sft: a FLUX autoencoder (VAE), where a FLUX transformer is needed."
+        made.say("execution_error", node_id=node, node_type="KontextEdit", exception_message=wrong)
+        kinds = {"parts": words["said_autoencoder"], "wanted": words["said_transformer"]}
+        made.page.locator(
+            ".kontext-bad", has_text=filled("said_wrong_kind", file="a.sft", **kinds)
+        ).first.wait_for()
+        made.clear_messages()
         settings = json.loads((dev.ROOT / "locales" / language / "settings.json").read_text(encoding="utf-8"))
         assert settings["kontext_turns_keep"] == {"name": words["keep"], "tooltip": words["keep_help"]}
         served = made.page.request.get(f"{host.server.url}/i18n").json()[language]

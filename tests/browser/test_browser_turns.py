@@ -121,3 +121,36 @@ def test_the_console_stays_clean(panel):
     panel.page.wait_for_timeout(500)
     assert "small one" in panel.page.locator(".kontext-turns .kontext-stage .kontext-caption").inner_text()
     assert panel.errors == []
+
+
+def test_two_tabs_keep_the_turns_of_both(panel, host):
+    """Each writes the file that both are in: without a word of the other's it would write over them."""
+    page = panel.page.context.new_page()
+    other = type(panel)(page, panel.tiny, panel.rendering).open(panel.page.url.split("#")[0])
+    add = """async (number) => {
+        const { TurnStore } = await import("/extensions/flux-kontext/js/turns_store.js");
+        const store = window.second ??= new TurnStore();
+        if (!store.ready) await store.load();
+        const after = {filename: `kontext_${number}.png`, subfolder: "", type: "temp"};
+        await store.add({prompt: `of tab ${number}`, seed: number, seconds: 1, size: [64, 64], after});
+    }"""
+    try:
+        other.eval("""async () => {
+            const { TurnStore } = await import("/extensions/flux-kontext/js/turns_store.js");
+            window.second = new TurnStore();
+            await window.second.load();
+        }""")
+        panel.eval(add, 1)
+        other.eval(add, 2)
+        kept = next(host.server.base.glob("user/**/kontext/turns-20.json"))
+        assert [turn["prompt"] for turn in json.loads(kept.read_text(encoding="utf-8"))] == [
+            "of tab 1",
+            "of tab 2",
+        ]
+        panel.page.wait_for_function(
+            "document.querySelector('.kontext-turns [role=status]').textContent === 'Turns: 1002'"
+        )
+        assert other.errors == [] and panel.errors == []
+    finally:
+        page.close()
+        assert panel.page.request.delete(f"{host.server.url}/api/userdata/kontext%2Fturns-20.json").ok

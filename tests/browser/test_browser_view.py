@@ -122,13 +122,13 @@ def test_script_in_a_prompt_stays_text(edited):
 
 
 def test_an_error_is_said_on_its_node_and_goes_with_the_next_run(edited):
-    edited.eval("""() => window.comfyAPI.api.api.dispatchEvent(new CustomEvent("execution_error", {detail: {
-        node_id: String(window.edit.id), node_type: "KontextEdit",
-        exception_message: "<b>wrong</b> kind of file", traceback: []}}))""")
+    trouble = {"node_id": edited.eval("String(window.edit.id)"), "node_type": "KontextEdit", "traceback": []}
+    edited.say("execution_error", **trouble, exception_message="<b>wrong</b> kind of file")
     mark = edited.page.locator(".kontext-bad:visible").first
+    mark.wait_for()
     assert mark.inner_text() == "<b>wrong</b> kind of file"
-    edited.eval("window.comfyAPI.api.api.dispatchEvent(new CustomEvent('execution_start', {detail: {}}))")
-    assert edited.page.locator(".kontext-bad:visible").count() == 0
+    edited.say("execution_start")
+    mark.wait_for(state="hidden")
 
 
 def test_the_panel_is_not_saved_and_goes_with_its_node(edited):

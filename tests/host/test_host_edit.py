@@ -59,6 +59,31 @@ def test_progress_and_previews_come_while_it_samples(host, tiny, edit_workflow, 
     assert Image.open(io.BytesIO(run.previews[0])).size[0] > 0
 
 
+def test_no_preview_comes_where_the_setting_says_none(host, edit_workflow, picture):
+    """ComfyUI's page sends its setting with a run; where nothing is set it sends none (see the test above)."""
+    queued = {"prompt": edit_workflow(picture, steps=3, seed=3), "client_id": host.client.client_id}
+    host.client.connect()
+    prompt_id = host.client.post("/prompt", {**queued, "extra_data": {"preview_method": "none"}})["prompt_id"]
+    kinds = []
+    host.client.wait(prompt_id, lambda kind, _: kinds.append(kind))
+    assert "progress" in kinds and "preview" not in kinds
+
+
+def test_none_as_an_option_of_the_start_is_kept_to_and_a_run_may_ask_otherwise(inside):
+    unset = {"nothing": True, "default": True, "none": False, "taesd": True}
+    assert inside("preview") == unset
+    started = {"nothing": False, "default": False, "none": False, "taesd": True}
+    assert inside("preview", options=("--preview-method", "none")) == started
+    assert inside("preview", options=("--preview-method=none",)) == started
+    assert inside("preview", options=("--preview-method", "auto")) == unset
+
+
+def test_what_a_node_says_goes_to_the_page_that_queued_it(host, edit_workflow, picture):
+    run = host.run(edit_workflow(picture, steps=1, seed=4))
+    (said,) = run.of("kontext.lines")
+    assert said["node"] == "edit" and said["lines"][0].startswith("143x101 to ")
+
+
 def test_the_same_seed_gives_the_same_bytes(host, tiny, edit_workflow, picture):
     first = host.pictures(host.run(edit_workflow(picture, seed=5)))[0]
     host.run(edit_workflow(picture, seed=6))  # so that the next is not answered from the cache

@@ -5,6 +5,7 @@
 
 import { api, findNode } from "./host.js";
 import { panelOf } from "./panel.js";
+import { isHere, runOf, show } from "./runs.js";
 
 const LATEST = 100; // runs that are looked through
 const TRIES = 20;
@@ -13,18 +14,17 @@ const PAUSE = 150; // milliseconds
 /** Follow the host's runs for as long as the page lives. */
 export function followCached() {
   api.addEventListener("execution_success", async ({ detail }) => {
-    if (detail?.prompt_id === undefined) return;
-    try {
-      await showKept(detail.prompt_id);
-    } catch (error) {
+    const run = await runOf(detail?.prompt_id);
+    if (!run) return;
+    show(run, () => showKept(detail.prompt_id, run).catch((error) => {
       console.warn("Kontext: the host's history cannot be read, a view may be out of date.", error);
-    }
+    }));
   });
 }
 
-async function showKept(id) {
+async function showKept(id, run) {
   const graph = await graphOf(id);
-  // Another workflow may be open by now, and give the number to another node.
+  if (!isHere(run)) return;
   const silent = Object.keys(graph).map((node) => [node, panelOf(findNode(node))])
     .filter(([node, panel]) => panel?.kind.stage && !panel.heard && panel.node.comfyClass === graph[node].class_type);
   if (!silent.length) return;

@@ -2,7 +2,7 @@
 
 import { button, make, makeSvg } from "./dom.js";
 import { ask, setValue, value, widget } from "./host.js";
-import { sayHint } from "./panel.js";
+import { sayHint } from "./forecast.js";
 import { currentLanguage, t } from "./text.js";
 
 const LANGUAGES = ["en", "zh", "ja"];

@@ -33,14 +33,20 @@ export function isVueNodes() {
 
 /** The node of an execution id: "7", or "5:7" for node 7 inside the subgraph node 5. */
 export function findNode(id) {
+  return nodesTo(id)?.at(-1) ?? null;
+}
+
+/** The node of an execution id and, before it, the subgraph nodes that it is in; null where one of them is not there. */
+export function nodesTo(id) {
   let graph = app.rootGraph ?? app.graph;
-  let node = null;
+  const nodes = [];
   for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number.isNaN(Number(part)) ? part : Number(part)) ?? null;
+    const node = graph?.getNodeById(Number.isNaN(Number(part)) ? part : Number(part));
     if (!node) return null;
+    nodes.push(node);
     graph = node.subgraph;
   }
-  return node;
+  return nodes;
 }
 
 /** The node that feeds an input, reroutes passed over; null when nothing does. */
@@ -136,8 +142,12 @@ export function pictureSize(url) {
   return sizes.get(url);
 }
 
-/** Put a picture into the host's input folder; the name by which Load Image knows it. */
-export async function uploadBlob(blob, name) {
+/**
+ * Put a picture into the host's input folder; the name by which Load Image knows it. What has no name gets one made of
+ * what is in it: the same picture is one file, and no other one is written over.
+ */
+export async function uploadBlob(blob, name = null) {
+  name ??= `kontext-${hashOf(new Uint8Array(await blob.arrayBuffer()))}.png`;
   const form = new FormData();
   form.append("image", new File([blob], name, { type: blob.type || "image/png" }));
   form.append("overwrite", "true");
@@ -145,4 +155,17 @@ export async function uploadBlob(blob, name) {
   if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
   const saved = await response.json();
   return saved.subfolder ? `${saved.subfolder}/${saved.name}` : saved.name;
+}
+
+/** 32 hexadecimal digits of some bytes. `crypto.subtle` is left out by browsers where the page does not come over https. */
+function hashOf(bytes) {
+  const factors = [0x9e3779b1, 0x85ebca77, 0xc2b2ae3d, 0x27d4eb2f];
+  const sums = [...factors];
+  for (const byte of bytes) {
+    for (let i = 0; i < 4; i++) {
+      sums[i] = Math.imul(sums[i] ^ byte, factors[i]);
+      sums[i] ^= sums[i] >>> 15;
+    }
+  }
+  return sums.map((sum) => (sum >>> 0).toString(16).padStart(8, "0")).join("");
 }

@@ -21,7 +21,7 @@ export function maskOf(node) {
 
 /** Upload a painted mask and connect it to the node's Kontext Preserve, which is added where there is none. */
 export async function useMask(node, blob) {
-  const name = await uploadBlob(blob, `kontext-mask-${Date.now().toString(36)}.png`);
+  const name = await uploadBlob(blob);
   app.canvas.emitBeforeChange?.();
   const preserve = node.comfyClass === "KontextPreserve" ? node : preserveAfter(node) ?? addPreserve(node);
   let from = origin(preserve, "mask");

@@ -1,17 +1,18 @@
 /**
- * The part of a node that this pack draws: what an edit will need, hints about its prompt, its progress, what went
- * wrong, and the before/after view. One DOM widget a node, the last one, never saved with the workflow.
+ * The part of a node that this pack draws: what an edit will need, hints about its prompt, its progress, what it has to
+ * say, what went wrong, and the before/after view. One DOM widget a node, the last one, never saved with the workflow.
  */
 
 import { button, icon, make } from "./dom.js";
+import { Forecast } from "./forecast.js";
 import { closeHelp, openHelp, quoteSelection } from "./help.js";
 import {
-  app, ask, dropPreview, isVueNodes, loadedPicture, loader, origin, outputsAfter, pictureSize, setValue, toast, value, viewUrl,
+  app, dropPreview, isVueNodes, loadedPicture, origin, outputsAfter, pictureSize, setValue, toast, value, viewUrl,
 } from "./host.js";
 import { connectEditorMask, maskOf, useMask } from "./mask.js";
 import { startsOf } from "./sessions.js";
 import { openLarge, Stage } from "./stage.js";
-import { bytes, duration, t } from "./text.js";
+import { duration, t } from "./text.js";
 import { TrainingView } from "./training.js";
 
 const ROW = 28;
@@ -28,10 +29,6 @@ const KINDS = {
   KontextPreserve: { stage: true, pictures: ["original"] },
   KontextPrompt: { prompt: "text", pictures: [] },
   KontextTrainLora: { training: true, pictures: [] },
-};
-const LOADERS = {
-  KontextLoadModel: ["model", "weight_dtype"], UNETLoader: ["unet_name"],
-  KontextLoadVAE: ["vae"], VAELoader: ["vae_name"],
 };
 
 /** Panels by node, so that none outlives its node. */
@@ -53,14 +50,14 @@ export function attach(node) {
   return kind && !panels.has(node) ? new Panel(node, kind) : panelOf(node);
 }
 
-/** A panel for any node of the pack, to mark trouble on it. */
-export function attachForMark(node) {
+/** A panel for any node, to mark trouble on it or to show what it says. */
+export function attachForWords(node) {
   return panelOf(node) ?? new Panel(node, { temporary: true, pictures: [] });
 }
 
 class Panel {
   constructor(node, kind) {
-    Object.assign(this, { node, kind, abort: new AbortController(), results: [], index: 0, hints: [], plan: null });
+    Object.assign(this, { node, kind, abort: new AbortController(), results: [], index: 0 });
     const signal = this.abort.signal;
     this.chips = make("div", { class: "kontext-row" });
     if (kind.plan) {
@@ -74,22 +71,28 @@ class Panel {
           if (!quoteSelection(node, kind.prompt)) toast("info", t("quote"), t("quote_none"), 4000);
         } }));
     }
-    this.planChips = make("span", { class: "kontext-row", role: "status" });
-    this.chips.append(this.planChips);
-    this.notes = make("ul", { class: "kontext-notes" });
+    this.forecast = new Forecast(node, () => {
+      this.refreshStage();
+      this.grow();
+    });
+    this.chips.append(this.forecast.chips);
+    this.notes = this.forecast.notes;
+    this.said = make("ul", { class: "kontext-notes", role: "status" });
     this.mark = make("div", { class: "kontext-note kontext-bad", role: "alert", hidden: true });
     this.done = make("div", { class: "kontext-done" });
     this.track = make("div", { class: "kontext-track", role: "progressbar", "aria-label": t("progress"),
       "aria-valuemin": 0 }, this.done);
     this.progressText = make("span");
     this.progress = make("div", { class: "kontext-progress", hidden: true }, this.track, this.progressText);
-    this.element = make("div", { class: "kontext-panel" }, this.chips, this.notes, this.mark, this.progress);
+    this.element = make("div", { class: "kontext-panel" }, this.chips, this.notes, this.mark, this.said, this.progress);
     this.chips.hidden = !(kind.prompt || kind.plan);
     this.widget = node.addDOMWidget("kontext_panel", "kontext", this.element, {
       serialize: false, hideOnZoom: true, margin: MARGIN, getValue: () => "", setValue: () => {},
-      // the host asks in every frame: measured in grow(), where something has changed
+      // The host asks in every frame, and reads styles for each that gives nothing: measured in grow(), where something
+      // has changed.
       getMinHeight: () => this.lastHeight ?? this.height(),
-      getMaxHeight: () => (this.stage || this.training ? undefined : this.lastHeight ?? this.height()),
+      getMaxHeight: () => (this.stage || this.training ? Infinity : this.lastHeight ?? this.height()),
+      getHeight: () => this.lastHeight ?? this.height(),
     });
     this.widget.serialize = false;
     const removed = node.onRemoved;
@@ -97,10 +100,23 @@ class Panel {
       removed?.apply(this, values);
       panels.get(node)?.destroy();
     };
+    if (node.subgraph) this.#stayUnsaved();
     panels.set(node, this);
     this.sizing = new ResizeObserver(() => this.grow()); // the row wraps as the node is made wider or narrower
     this.sizing.observe(this.chips);
     this.grow();
+  }
+
+  /** Front end 1.32 saves whatever stands on a subgraph's node as one of the widgets that it shows of those inside. */
+  #stayUnsaved() {
+    const { node, abort } = this;
+    const before = node.onSerialize;
+    const after = node.onSerialize = function (data) {
+      before?.call(this, data);
+      const all = data.properties?.proxyWidgets;
+      if (Array.isArray(all)) data.properties.proxyWidgets = all.filter(([, name]) => name !== "kontext_panel");
+    };
+    abort.signal.addEventListener("abort", () => { if (node.onSerialize === after) node.onSerialize = before; });
   }
 
   /** Queue what comes of this node, and nothing else. */
@@ -117,6 +133,7 @@ class Panel {
   destroy() {
     panels.delete(this.node);
     this.abort.abort();
+    this.forecast.destroy();
     this.stage?.destroy();
     this.training?.destroy();
     closeHelp(this.element);
@@ -130,7 +147,9 @@ class Panel {
   height() {
     this.chipsHeight = this.chips.offsetHeight || this.chipsHeight || ROW; // 0 while the host leaves the panel out
     let height = this.chips.hidden ? 0 : Math.max(ROW, this.chipsHeight + 4);
-    if (this.notes.childElementCount) height += Math.min(NOTES, this.notes.scrollHeight || 40) + 4;
+    for (const list of [this.notes, this.said]) {
+      if (list.childElementCount) height += Math.min(NOTES, list.scrollHeight || 40) + 4;
+    }
     if (!this.mark.hidden) height += Math.min(NOTES, this.mark.scrollHeight || 72) + 8;
     if (!this.progress.hidden) height += 22;
     return Math.max(4, height + (this.stage ? STAGE : 0) + (this.training ? TRAINING : 0) + 2 * MARGIN);
@@ -190,6 +209,14 @@ class Panel {
     this.refreshStage();
   }
 
+  /** What a run gave of this node. */
+  take(entries) {
+    if (this.fresh) [this.results, this.fresh] = [[], false];
+    this.heard = true;
+    this.setResults(entries);
+    this.forecast.learn(entries);
+  }
+
   /** Show the picture as far as it has come, a Blob of the host's; null when there is none any more. */
   setPreview(blob) {
     if (!this.kind.stage || (blob ? this.stage?.painter : !this.live)) return; // not under a mask in the making
@@ -220,7 +247,7 @@ class Panel {
   what() {
     if (this.live) return { after: this.live, caption: t("so_far") };
     const entry = this.results[this.index];
-    const fit = this.plan?.fits?.[0] ?? null;
+    const { fit } = this.forecast;
     if (!entry) return { before: this.inputUrl, caption: this.inputSize?.join(" × ") ?? "", fit, mask: this.mask };
     return {
       before: entry.before && viewUrl(entry.before), after: viewUrl(entry.after),
@@ -235,7 +262,7 @@ class Panel {
     if (!this.results.length && !this.inputUrl && !this.live) return;
     this.makeStage();
     this.stage?.show(this.what());
-    if (!this.results.length && !this.live && !this.frameSeen && this.plan?.fits?.[0]) {
+    if (!this.results.length && !this.live && !this.frameSeen && this.forecast.fit) {
       this.frameSeen = true;
       this.stage?.toggle("frame", true);
     }
@@ -243,14 +270,24 @@ class Panel {
 
   /** A sentence in red on the node; null takes it away. */
   setMark(text) {
-    if (!text && this.kind.temporary) {
-      this.node.removeWidget?.(this.widget);
-      this.destroy();
-      return;
-    }
     this.mark.hidden = !text;
     this.mark.replaceChildren(...(text ? [icon("warning"), make("span", { text })] : []));
-    this.grow();
+    this.#keepOrLeave();
+  }
+
+  /** What the node says of its work, a line each. */
+  setLines(lines) {
+    this.said.replaceChildren(...lines.map((text) => make("li", { class: "kontext-note", text })));
+    this.#keepOrLeave();
+  }
+
+  #keepOrLeave() {
+    if (!this.kind.temporary || !this.mark.hidden || this.said.childElementCount) {
+      this.grow();
+      return;
+    }
+    this.node.removeWidget?.(this.widget);
+    this.destroy();
   }
 
   /** Files of the node's widgets are not there: `lacking` says which, or gives null once a good one is chosen. */
@@ -295,106 +332,8 @@ class Panel {
       this.mask = mask;
       this.refreshStage();
     }
-    if (kind.plan) this.refreshPlan(sizes.filter(Boolean));
-    if (kind.prompt) this.refreshHints(String(value(node, kind.prompt) ?? ""));
-  }
-
-  async refreshPlan(pictures) {
-    const { node } = this;
-    const [model, vae] = [loader(node, "model", "MODEL"), loader(node, "vae", "VAE")];
-    const names = (from) => (LOADERS[from?.comfyClass] ?? []).map((name) => value(from, name));
-    const [name, dtype] = names(model);
-    const asked = {
-      pictures, fit: value(node, "fit") ?? "stretch", padding: value(node, "padding") ?? "mirror",
-      width: Number(value(node, "width") ?? 0), height: Number(value(node, "height") ?? 0),
-      batch_size: Number(value(node, "batch_size") ?? 1),
-      model: isFile(name) ? name : "", weight_dtype: model?.comfyClass === "KontextLoadModel" ? dtype ?? "default" : "default",
-      vae: isFile(names(vae)[0]) ? names(vae)[0] : "",
-    };
-    this.modelName = asked.model;
-    const few = value(node, "few_step") ?? "off";
-    this.steps = few === "off" ? Number(value(node, "steps") ?? 0) : Number(few);
-    this.evaluations = few === "off" && value(node, "sampler") === "heun" ? 2 : 1; // of the model in a step
-    this.batch = asked.batch_size;
-    this.count = this.batch * (node.comfyClass === "KontextTurns" ? startsOf(String(value(node, "instructions") ?? "")).length : 1);
-    const key = JSON.stringify([asked, this.steps, this.evaluations, this.count]);
-    if (key === this.planKey) return;
-    this.planKey = key;
-    let plan;
-    try {
-      plan = await ask("plan", asked);
-    } catch (error) {
-      plan = { problem: error.message };
-    }
-    if (key !== this.planKey || !panels.has(node)) return;
-    this.plan = plan;
-    this.showPlan();
-    this.refreshStage();
-  }
-
-  showPlan() {
-    const { plan } = this;
-    const chips = [];
-    const chip = (text, title, warned = false) => chips.push(make("span", {
-      class: `kontext-chip${warned ? " kontext-warned" : ""}`, text, title }));
-    if (plan.size) {
-      chip(plan.size.join(" × "), plan.fits[0]?.report);
-      for (const [key, words] of [["cropped", "crops"], ["padded", "pads"], ["stretched", "stretches"]]) {
-        const percent = Math.abs(plan.fits[0]?.[`${key}_percent`] ?? 0);
-        if (percent >= 0.5) chip(t(words, { percent: percent.toFixed(percent < 10 ? 1 : 0) }), plan.fits[0].report, percent > 25);
-      }
-      chip(t("tokens", { total: plan.tokens.total.toLocaleString() }), t("tokens_help", plan.tokens));
-    }
-    if (plan.memory) {
-      const { needed, total, device, weights, activations } = plan.memory;
-      const said = { needed: bytes(needed), total: bytes(total), weights: bytes(weights), activations: bytes(activations), device };
-      chip(said.needed, t("memory_help", said), !plan.memory.fits);
-      this.memoryNote = plan.memory.fits ? null : t("memory_short", said);
-    } else this.memoryNote = null;
-    if (plan.tokens && this.steps) chip(...this.sayTime(plan));
-    this.planChips.replaceChildren(...chips);
-    this.showNotes();
-  }
-
-  /** [words, help] of the time: from this model's last runs, else roughly from the device, else that it is not known. */
-  sayTime({ tokens, seconds_per_step: least }) {
-    const work = this.steps * this.evaluations * this.count;
-    const rate = speeds()[this.modelName];
-    if (rate) return [t("time", { time: duration(rate * tokens.total * work) }), t("time_help")];
-    if (least) return [t("time_rough", { time: duration(least * work) }), t("time_rough_help")];
-    return [t("time_unknown"), t("time_unknown_help")];
-  }
-
-  async refreshHints(prompt) {
-    if (prompt === this.hintedPrompt) return;
-    this.hintedPrompt = prompt;
-    let hints = [];
-    try {
-      hints = prompt.trim() ? (await ask("hints", { prompt })).hints : [];
-    } catch (error) {
-      hints = [{ code: "", found: "", advice: error.message }];
-    }
-    if (prompt !== this.hintedPrompt || !panels.has(this.node)) return;
-    this.hints = hints;
-    this.showNotes();
-  }
-
-  showNotes() {
-    const lines = [this.plan?.problem, this.memoryNote, ...this.hints.map(sayHint)].filter(Boolean);
-    this.notes.replaceChildren(...lines.map((text) => make("li", { class: "kontext-note" }, icon("warning"),
-      make("span", { text }))));
-    this.grow();
-  }
-
-  /** Remember how fast this model is here, for the next estimate: from the entries of one run, a picture each. */
-  learn(entries) {
-    const [{ seconds, steps }] = entries;
-    if (!this.plan?.tokens || !seconds || !steps) return;
-    const pictures = Math.max(entries.length, this.batch); // the server shows sixteen at most
-    const all = speeds();
-    all[this.modelName] = seconds / (steps * this.evaluations * pictures * this.plan.tokens.total);
-    localStorage.setItem("kontext.speeds", JSON.stringify(Object.fromEntries(Object.entries(all).slice(-50))));
-    this.showPlan();
+    if (kind.plan) this.forecast.refreshPlan(sizes.filter(Boolean));
+    if (kind.prompt) this.forecast.refreshHints(String(value(node, kind.prompt) ?? ""));
   }
 
   /** A mask was painted here: into the graph with it. */
@@ -420,18 +359,6 @@ class Panel {
   }
 }
 
-/** A hint in the language that is shown. */
-export function sayHint({ code, found, advice }) {
-  const key = `hint_${code}`;
-  const words = t(key);
-  const said = words === key ? advice : words;
-  return found ? `“${found}”: ${said}` : said;
-}
-
-function isFile(name) {
-  return typeof name === "string" && (name.includes("bundled") || /\.(safetensors|sft|gguf)$/i.test(name));
-}
-
 /** Address of what a node shows or will give. */
 function pictureUrl(node) {
   if (!node) return null;
@@ -441,18 +368,11 @@ function pictureUrl(node) {
   return last ? viewUrl(last) : node.imgs?.[0]?.src ?? null;
 }
 
-function speeds() {
-  try {
-    return JSON.parse(localStorage.getItem("kontext.speeds") ?? "{}");
-  } catch {
-    return {}; // somebody else's text under our name: begin anew
-  }
-}
-
 /** Look at every panel's graph now and then: no hook into other nodes is needed, and none can be left behind. */
-export function watch(milliseconds = 500) {
+export function watch(before, milliseconds = 500) {
   return setInterval(() => {
     if (document.hidden) return;
+    before();
     for (const panel of panels.values()) {
       if (!panel.node.graph) panel.destroy();
       else {

@@ -125,6 +125,11 @@ export function currentLanguage() {
   return language;
 }
 
+/** Whether what is shown is English. */
+export function isEnglish() {
+  return language.startsWith("en");
+}
+
 /** The words for a key, {name} filled from `values`. */
 export function t(key, values = {}) {
   return (words[key] ?? key).replace(/\{(\w+)\}/g, (all, name) => (name in values ? String(values[name]) : all));

@@ -2,6 +2,7 @@
 
 import { make, makeSvg } from "./dom.js";
 import { api, findNode, viewUrl } from "./host.js";
+import { isHere, keep, runOf } from "./runs.js";
 import { openLarge } from "./stage.js";
 import { duration, t } from "./text.js";
 
@@ -95,8 +96,16 @@ export class TrainingView {
 
 /** Follow the host's messages for as long as the page lives. */
 export function followTraining(panelOf) {
-  api.addEventListener("kontext.training", ({ detail }) => {
-    if (detail && typeof detail === "object") panelOf(findNode(detail.node))?.setTraining(detail);
+  let [training, told] = [null, []];
+  api.addEventListener("kontext.training", async ({ detail }) => {
+    const run = await runOf(detail?.prompt_id);
+    if (!run) return;
+    const key = `${detail.prompt_id} ${detail.node}`;
+    if (key !== training) [training, told] = [key, []];
+    const all = told;
+    all.push(detail);
+    keep(run, key, () => all.forEach((one) => panelOf(findNode(one.node))?.setTraining(one)));
+    if (isHere(run)) panelOf(findNode(detail.node))?.setTraining(detail);
   });
 }
 

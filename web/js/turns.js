@@ -238,7 +238,7 @@ export class TurnsPanel {
       for (const [from, input] of parts) from.connect(0, all, slotOf(all, input));
       const picture = node("LoadImage", 40, y + 450);
       const first = await this.store.picture(ref);
-      const name = first && await uploadBlob(first, `kontext-turns-start-${index + 1}.png`);
+      const name = first && await uploadBlob(first);
       if (name) picture.widgets.find((one) => one.name === "image").value = name;
       picture.connect(0, all, slotOf(all, "image"));
       all.connect(0, node("PreviewImage", 900, y), 0);

@@ -1,7 +1,8 @@
 /**
  * The turns of this user, kept by the host in kontext/turns-<n>.json, fifty to a file: a new turn writes one small
  * file, however long the session is. The pictures of the newest turns (the setting kontext.turns.keep) are kept whole in
- * kontext/pictures, since the host empties its temporary folder when it starts.
+ * kontext/pictures, since the host empties its temporary folder when it starts. Tabs of one browser tell one another of
+ * their turns: each has the whole list, so none writes over the others'.
  */
 
 import { api, app, ask, viewUrl } from "./host.js";
@@ -15,6 +16,26 @@ export const KEEP = { id: "kontext.turns.keep", default: 200 };
 export class TurnStore extends EventTarget {
   turns = [];
   kept = new Set(); // names of the copies
+  #others = new BroadcastChannel("kontext.turns");
+
+  constructor() {
+    super();
+    this.#others.onmessage = ({ data }) => this.#hear(data);
+  }
+
+  /** Another tab has a turn, or none any more. */
+  #hear({ turn, kept }) {
+    const at = this.turns.findIndex(({ id }) => id === turn?.id);
+    if (!turn) this.turns = [];
+    else if (at < 0) this.turns.push(turn);
+    else Object.assign(this.turns[at], turn);
+    this.kept = new Set(kept);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #tell(turn) {
+    this.#others.postMessage({ turn, kept: [...this.kept] });
+  }
 
   /** Read what is kept. */
   async load() {
@@ -43,9 +64,11 @@ export class TurnStore extends EventTarget {
       before: entry.before ?? null, start: entry.start ?? null, after: entry.after, thumb: null, thumbBefore: null,
     };
     this.turns.push(turn);
+    this.#tell(turn);
     this.dispatchEvent(new Event("change"));
     await this.#keep(turn);
     [turn.thumb, turn.thumbBefore] = await Promise.all([thumbnail(turn.after), turn.before && thumbnail(turn.before)]);
+    this.#tell(turn);
     await this.#save(Math.floor(this.turns.indexOf(turn) / CHUNK));
     this.dispatchEvent(new Event("change"));
   }
@@ -105,6 +128,7 @@ export class TurnStore extends EventTarget {
     await this.#drop(this.turns);
     const count = Math.ceil(this.turns.length / CHUNK);
     this.turns = [];
+    this.#tell(null);
     for (let index = 0; index < count; index++) {
       await api.deleteUserData(`${FOLDER}/turns-${index}.json`).catch(() => null);
     }
