@@ -1,7 +1,7 @@
 """One block at full width: ours, compiled or not, the peers, and the limit of its own products and attention.
 
-The limit and the peers attend by PyTorch; ours takes what an edit would take here (`models.backends`), and PyTorch's once
-more in the row `kontext_core_torch_attention`: that one is beside the peers at the same attention.
+The limit and the peers attend by PyTorch; ours takes what an edit would take here (`models.backends`), and PyTorch's
+once more in the row `kontext_core_torch_attention`: that one is beside the peers at the same attention.
 """
 
 from __future__ import annotations

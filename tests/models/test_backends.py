@@ -116,7 +116,9 @@ def test_in_float32_or_for_few_tokens_there_is_nothing_to_measure_on_a_cpu(monke
     assert backends.choose_attention("auto", CPU, dtype, num_tokens=num_tokens) is attention
 
 
-@pytest.mark.parametrize(("of_torch", "expected"), [(0.8, rows_attention), (0.95, attention), (1.3, attention)])
+@pytest.mark.parametrize(
+    ("of_torch", "expected"), [(0.8, rows_attention), (0.95, attention), (1.3, attention)]
+)
 def test_rows_are_taken_in_half_precision_where_they_are_clearly_faster(monkeypatch, of_torch, expected):
     sizes = []
 

@@ -36,7 +36,9 @@ def test_it_is_plain_attention_to_a_few_roundings(size, spread, allowed):
 def test_views_into_joined_projections_are_read_right():
     joined = torch.randn(1, 200, 3, 4, 64).bfloat16().permute(2, 0, 3, 1, 4)
     q, k, v = joined
-    assert torch.equal(rows_attention(q, k, v), rows_attention(q.contiguous(), k.contiguous(), v.contiguous()))
+    assert torch.equal(
+        rows_attention(q, k, v), rows_attention(q.contiguous(), k.contiguous(), v.contiguous())
+    )
 
 
 def test_many_rows_are_taken_piece_by_piece_with_the_same_answer(monkeypatch):
