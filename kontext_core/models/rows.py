@@ -32,7 +32,10 @@ def rows_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
 
 # An operation of its own, so that the compiler neither unrolls the loops nor breaks the block's graph at them. A host
 # imports this package under another name, beside a copy that is installed: each has its own namespace.
-@torch.library.custom_op(f"{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}::attend", mutates_args=())
+_NAME = f"{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}::attend"
+
+
+@torch.library.custom_op(_NAME, mutates_args=(), schema="(Tensor q, Tensor k, Tensor v) -> Tensor")
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, length, dim = q.shape
     num_keys, scale = k.shape[2], dim**-0.5
