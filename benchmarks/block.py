@@ -1,4 +1,8 @@
-"""One block at full width: ours, compiled or not, the peers, and the limit of its own products and attention."""
+"""One block at full width: ours, compiled or not, the peers, and the limit of its own products and attention.
+
+The limit and the peers attend by PyTorch; ours takes what an edit would take here (`models.backends`), and PyTorch's
+once more in the row `kontext_core_torch_attention`: that one is beside the peers at the same attention.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ import torch
 from measure import alternate, describe, largest_difference, machine, medians, ratios, table
 from peers import Case
 
-RIVALS = ("limit", "kontext_core", "kontext_core_compiled", "diffusers", "comfyui", "reference")
+OURS = ("kontext_core", "kontext_core_torch_attention", "kontext_core_compiled")
+RIVALS = ("limit", *OURS, "diffusers", "comfyui", "reference")
 
 
 def measure(
@@ -41,6 +46,7 @@ def _one(
     rivals = {
         "limit": case.limit(),
         "kontext_core": ours,
+        "kontext_core_torch_attention": case.ours("torch"),
         "kontext_core_compiled": _compiled(case),
         "diffusers": case.diffusers(),
         "comfyui": case.comfyui(),

@@ -125,7 +125,6 @@ def _edits(model, accelerate, count: int, batch: int) -> dict[str, Any]:
 
 def _block(tokens: int, text: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A single-stream block over text, target and as much context, and the same in a partial evaluation."""
-    from kontext_core.models.attention import attention
     from kontext_core.models.rope import Rope
     from kontext_core.models.tiled import Scratch
 
@@ -134,14 +133,14 @@ def _block(tokens: int, text: int, rounds: int, device: torch.device, dtype: tor
         mod = case.block.modulation(torch.nn.functional.silu(case.vec))
         kept = torch.randn(2, 1, HEADS, tokens, HEAD, device=device).to(dtype)
         rope = Rope(*(part[:, :, : text + tokens] for part in case.rope))
-        scratch = Scratch()
+        scratch, attention = Scratch(), case.attention()
 
         def reuse(q, k, v, mask=None):
             return attention(q, torch.cat((k, kept[0]), 2), torch.cat((v, kept[1]), 2), mask)
 
         times = alternate(
             {
-                "full": lambda x: case.block(x, mod, case.rope, scratch=scratch),
+                "full": lambda x: case.block(x, mod, case.rope, attention, scratch=scratch),
                 "part": lambda x: case.block(x[:, : text + tokens], mod, rope, reuse, scratch=scratch),
             },
             rounds,

@@ -146,16 +146,24 @@ class Case:
 
         return double
 
-    def ours(self) -> Run:
+    def attention(self, name: str = "auto") -> Run:
+        """The attention that an edit of this many tokens takes here, or the one of this name."""
+        from kontext_core.models.backends import choose_attention
+
+        tokens = self.text + self.image
+        return choose_attention(name, self.device, self.dtype, head_dim=HEAD, num_tokens=tokens)
+
+    def ours(self, attention: str = "auto") -> Run:
         """kontext_core's block as sampling calls it: modulation from the table made before the first step."""
         from kontext_core.models.tiled import Scratch
 
         silu, block, rope, scratch = F.silu(self.vec), self.block, self.rope, Scratch()
+        attend = self.attention(attention)
         if self.kind == "single":
             mod = block.modulation(silu)
-            return lambda x: block(x, mod, rope, scratch=scratch)
+            return lambda x: block(x, mod, rope, attend, scratch=scratch)
         img_mod, txt_mod = block.img_mod(silu), block.txt_mod(silu)
-        return lambda img, txt: block(img, txt, img_mod, txt_mod, rope, scratch=scratch)
+        return lambda img, txt: block(img, txt, img_mod, txt_mod, rope, attend, scratch=scratch)
 
     def diffusers(self) -> Run | None:
         try:

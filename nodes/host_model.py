@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..kontext_core import latents
 from ..kontext_core.conditioning import place_references
-from ..kontext_core.models.attention import attention
+from ..kontext_core.models.attention import Attention
+from ..kontext_core.models.backends import choose_attention
 from ..kontext_core.models.rope import Rope
 from ..kontext_core.models.tiled import Scratch, is_plain
 from ..kontext_core.models.transformer import Flux, ModulationTables, TransformerParams, timestep_embedding
@@ -100,6 +101,7 @@ class _Call(NamedTuple):
         vec, pe: what patches are given; a block that gets these very tensors back may use `tables` and `rope`.
         pe: in the host's form; None while no patch is there to read it.
         segments: for references told t = 0.
+        attend: in place of the host's attention, while no patch overrides that one.
     """
 
     vec: Tensor
@@ -108,6 +110,7 @@ class _Call(NamedTuple):
     rope: Rope
     segments: _Segments | None
     scratch: Scratch
+    attend: Attention | None
 
 
 class HostTransformer(Flux):
@@ -282,6 +285,7 @@ class HostTransformer(Flux):
             rope=self.steps.rope(self, ids),
             segments=_Segments(batch, num_text, num_target, img.shape[1] - num_target) if zero_time else None,
             scratch=Scratch(_is_plain),
+            attend=self._attention_here(img, ids.shape[1]),
         )
 
         options.update(total_blocks=len(self.double_blocks), block_type="double")
@@ -329,6 +333,14 @@ class HostTransformer(Flux):
             modulation = tables.final
         return self.final_layer(x[:, num_text : num_text + num_target], modulation)
 
+    def _attention_here(self, img: Tensor, num_tokens: int) -> Attention | None:
+        """On a CPU what the core measures as the fastest, unless the host was told to attend by parts."""
+        pytorch = comfy.ldm.flux.math.optimized_attention is comfy.ldm.modules.attention.attention_pytorch
+        if img.device.type != "cpu" or not (LAST_RESORT or pytorch):
+            return None
+        head_dim = self.hidden_size // self.num_heads
+        return choose_attention("auto", img.device, img.dtype, head_dim=head_dim, num_tokens=num_tokens)
+
     def _double(self, index: int, call: _Call, arguments: dict) -> dict:
         """A double-stream block on what a patch hands to `original_block`."""
         block = self.double_blocks[index]
@@ -369,8 +381,8 @@ class HostTransformer(Flux):
         watched = ATTENTION_PATCHES and (patches.get("attn1_patch") or patches.get("attn1_output_patch"))
         if watched or arguments["pe"] is not call.pe:
             return None, partial(self._attend, arguments, num_text)
-        if LAST_RESORT and "optimized_attention_override" not in options:
-            return call.rope, attention
+        if call.attend is not None and "optimized_attention_override" not in options:
+            return call.rope, call.attend
         return call.rope, partial(_host_attention, options)
 
     def _attend(self, arguments: dict, num_text: int, q: Tensor, k: Tensor, v: Tensor, mask) -> Tensor:

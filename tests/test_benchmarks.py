@@ -15,7 +15,6 @@ from kontext_core.weights.load import load_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
-SECONDS = ("limit", "kontext_core", "kontext_core_compiled", "diffusers", "comfyui", "reference")
 
 
 @pytest.fixture(scope="module", autouse=True)

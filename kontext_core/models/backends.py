@@ -1,7 +1,8 @@
 """Which attention to use on this device: measured once, and never used before it gave the right answer here.
 
 `torch` leaves the choice of kernel to PyTorch. On a CUDA device PyTorch's kernels can also be named one by one, and the
-packages flash-attn and sageattention are used where they are installed. `auto` takes the fastest of those that compute
+packages flash-attn and sageattention are used where they are installed; on a CPU `rows` is for half precision where
+PyTorch's own is slow at it. `auto` takes the fastest of those that compute
 in the tensors' own precision; `sage` computes in 8 bits and is used only by its name. PyTorch's own is checked like the
 others; it is what remains when no other is right, and where its answers are off too a warning says so.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import Attention, attention
+from .rows import rows_attention
 
 logger = logging.getLogger("kontext")
 
@@ -28,11 +30,15 @@ KERNELS = {
     "torch cudnn": SDPBackend.CUDNN_ATTENTION,
     "torch efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-NAMES = ("auto", "torch", *KERNELS, "flash", "sage")
+NAMES = ("auto", "torch", *KERNELS, "flash", "sage", "rows")
 APPROXIMATE = {"sage"}
 # Largest error over the largest value: a few roundings of each dtype; 8-bit products for the approximate ones.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 APPROXIMATE_TOLERANCE = 0.1
+# What takes more of PyTorch's time than this is no faster: pictures must not depend on which won a tie this time.
+CLEARLY_FASTER = 0.9
+LARGEST_MEASURED = {"cpu": 2048}  # tokens; it is the same order beyond, and a processor would take seconds
+WORTH_ROWS = 1024  # tokens
 
 
 def choose_attention(
@@ -48,7 +54,8 @@ def choose_attention(
     size = (
         1 << max(num_tokens - 1, 1).bit_length()
     )  # one measurement serves all sizes up to the next power of two
-    return _chosen(name, str(torch.device(device)), dtype, head_dim, min(size, 8192))
+    size = min(size, LARGEST_MEASURED.get(torch.device(device).type, 8192))
+    return _chosen(name, str(torch.device(device)), dtype, head_dim, size)
 
 
 @lru_cache(maxsize=64)
@@ -65,6 +72,8 @@ def _chosen(name: str, device: str, dtype: torch.dtype, head_dim: int, num_token
             raise ValueError(f"attention {name!r} is not used on {device} in {dtype}: {problem}; use torch")
         return found[name]
     exact = {key: value for key, value in found.items() if key not in APPROXIMATE}
+    if dtype == torch.float32 or num_tokens < WORTH_ROWS:
+        exact.pop("rows", None)
     if len(exact) == 1:
         return _last_resort(here, dtype, head_dim)
     seconds = {}
@@ -77,6 +86,8 @@ def _chosen(name: str, device: str, dtype: torch.dtype, head_dim: int, num_token
     if not seconds:
         return _last_resort(here, dtype, head_dim)
     best = min(seconds, key=seconds.get)
+    if seconds[best] > CLEARLY_FASTER * seconds.get("torch", float("inf")):
+        best = "torch"
     logger.info(
         "attention for %d tokens on %s: %s of %s",
         num_tokens, device, best, ", ".join(f"{key} {1000 * value:.2f} ms" for key, value in seconds.items()),
@@ -95,6 +106,8 @@ def _last_resort(device: torch.device, dtype: torch.dtype, head_dim: int) -> Att
 def candidates(device: torch.device) -> dict[str, Attention]:
     """What may be tried on a device, by name."""
     found: dict[str, Attention] = {"torch": attention}
+    if device.type == "cpu":
+        found["rows"] = rows_attention
     if device.type == "cuda":
         found |= {name: partial(_by_kernel, kernel) for name, kernel in KERNELS.items()}
         if importlib.util.find_spec("flash_attn") is not None:

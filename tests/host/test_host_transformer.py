@@ -49,3 +49,8 @@ def test_a_patch_is_called_as_often_and_with_the_same_as_natively(result, patch)
 def test_text_encoders_of_another_model_are_refused_in_a_sentence(result):
     assert "41 numbers a token" in result["wrong_text"]
     assert "belong to the model" in result["wrong_text"]
+
+
+def test_on_a_cpu_the_core_chooses_the_attention_unless_somebody_else_did(result):
+    blocks = 4
+    assert result["by_the_core"] == {"pytorch": blocks, "overridden": 0, "other": 0}

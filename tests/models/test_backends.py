@@ -9,6 +9,7 @@ import torch
 
 from kontext_core.models import backends
 from kontext_core.models.attention import attention
+from kontext_core.models.rows import rows_attention
 
 CPU = torch.device("cpu")
 
@@ -74,7 +75,7 @@ def test_auto_leaves_out_what_is_wrong_and_takes_the_fastest_of_the_rest(monkeyp
 def test_names_that_are_not_to_be_had_are_errors_that_say_what_is():
     with pytest.raises(ValueError, match="attention is 'fast'; use one of auto, torch"):
         backends.choose_attention("fast", CPU, torch.float32)
-    with pytest.raises(ValueError, match="'sage' is not to be had on cpu: here are torch"):
+    with pytest.raises(ValueError, match="'sage' is not to be had on cpu: here are torch, rows"):
         backends.choose_attention("sage", CPU, torch.float32)
 
 
@@ -108,5 +109,26 @@ def test_where_none_is_right_pytorchs_own_remains_with_a_warning(monkeypatch, ca
     backends._chosen.cache_clear()
 
 
-def test_on_a_cpu_there_is_nothing_to_measure():
-    assert backends.choose_attention("auto", CPU, torch.float32) is attention
+@pytest.mark.parametrize(("dtype", "num_tokens"), [(torch.float32, 4096), (torch.bfloat16, 500)])
+def test_in_float32_or_for_few_tokens_there_is_nothing_to_measure_on_a_cpu(monkeypatch, dtype, num_tokens):
+    monkeypatch.setattr(backends, "_seconds", lambda *_: pytest.fail("it is measured"))
+    backends._chosen.cache_clear()
+    assert backends.choose_attention("auto", CPU, dtype, num_tokens=num_tokens) is attention
+
+
+@pytest.mark.parametrize(
+    ("of_torch", "expected"), [(0.8, rows_attention), (0.95, attention), (1.3, attention)]
+)
+def test_rows_are_taken_in_half_precision_where_they_are_clearly_faster(monkeypatch, of_torch, expected):
+    sizes = []
+
+    def seconds(function, device, dtype, head_dim, num_tokens):
+        sizes.append(num_tokens)
+        return of_torch if function is rows_attention else 1.0
+
+    monkeypatch.setattr(backends, "_seconds", seconds)
+    backends._chosen.cache_clear()
+    for num_tokens in (2560, 8704):
+        assert backends.choose_attention("auto", CPU, torch.bfloat16, num_tokens=num_tokens) is expected
+    assert sizes == [2048, 2048], "both once, and no larger than takes a moment"
+    backends._chosen.cache_clear()

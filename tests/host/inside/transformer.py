@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pack
 import torch
 
 pack.load_pack()
+import comfy.ldm.flux.math  # noqa: E402
+import comfy.ldm.modules.attention as attention_modules  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.supported_models  # noqa: E402
 from comfy.ldm.flux.model import Flux as NativeFlux  # noqa: E402
 from comfy.ldm.flux.model import FluxParams  # noqa: E402
 from comfy.patcher_extension import WrappersMP  # noqa: E402
+from custom_nodes_kontext.kontext_core.models.attention import attention as plain_attention  # noqa: E402
 from custom_nodes_kontext.kontext_core.models.transformer import TransformerParams  # noqa: E402
 from custom_nodes_kontext.nodes import host_model  # noqa: E402
 
@@ -212,4 +217,31 @@ with torch.inference_mode():
         result["wrong_text"] = ""
     except ValueError as error:
         result["wrong_text"] = str(error)
+
+
+def blocks_by_the_core(chosen, options=None) -> int:
+    """How many blocks attend by the core's choice where the host has chosen this attention."""
+    called = []
+
+    def counted(q, k, v, mask=None):
+        called.append(q.shape)
+        return plain_attention(q, k, v, mask)
+
+    kept = comfy.ldm.flux.math.optimized_attention, host_model.choose_attention
+    comfy.ldm.flux.math.optimized_attention = chosen
+    host_model.choose_attention = lambda name, *_, **__: {"auto": counted}[name]
+    try:
+        with torch.inference_mode():
+            OURS(**inputs(), transformer_options=options or {})
+    finally:
+        comfy.ldm.flux.math.optimized_attention, host_model.choose_attention = kept
+    return len(called)
+
+
+by_parts = partial(attention_modules.attention_sub_quad)  # somebody's own choice, though it computes the same
+result["by_the_core"] = {
+    "pytorch": blocks_by_the_core(attention_modules.attention_pytorch),
+    "overridden": blocks_by_the_core(attention_modules.attention_pytorch, override_option()),
+    "other": 0 if host_model.LAST_RESORT else blocks_by_the_core(by_parts),
+}
 pack.answer(result)
