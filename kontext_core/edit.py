@@ -104,7 +104,7 @@ def edit_image(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     pictures = [] if images is None else [images] if isinstance(images, Tensor) else list(images)
     batch = _batch(batch, prompts, pictures, reference_latents)
-    seeds = tuple(seed + i for i in range(batch)) if isinstance(seed, int) else tuple(seed)
+    seeds = tuple(latents.seed_after(seed, i) for i in range(batch)) if isinstance(seed, int) else tuple(seed)
     guidance = preset.default_guidance if guidance is None else float(guidance)
     if not math.isfinite(guidance) or guidance < 0:
         raise ValueError(f"guidance is {guidance}; use 0 or more ({preset.default_guidance} is usual)")

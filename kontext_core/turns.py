@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import geometry
 from .edit import edit_image
+from .latents import NUM_SEEDS, seed_after
 
 if TYPE_CHECKING:
     from .samplers import OnStep
@@ -76,7 +77,7 @@ class Session:
         """A turn that starts from any earlier one, or from the first picture (None)."""
         self._check(parent)
         if seed is None:
-            seed = 0 if parent is None else self.turns[parent].seed + 1
+            seed = 0 if parent is None else seed_after(self.turns[parent].seed)
         turn = Turn(instruction=instruction, parent=parent, seed=seed, settings=settings)
         return replace(self, turns=(*self.turns, turn))
 
@@ -248,6 +249,8 @@ def parse_turns(text: str, seed: int = 0) -> Session:
         number = len(session.turns) + 1
         own = _SEED.search(line)
         words, given = (line[: own.start()], int(own.group(1))) if own else (line, None)
+        if given is not None and given >= NUM_SEEDS:
+            raise ValueError(f"turn {number} is {line!r}: a seed is at most {NUM_SEEDS - 1}")
         redo, branch = _REDO.fullmatch(words.strip()), _FROM.fullmatch(words.strip())
         if redo:
             if given is None:

@@ -181,7 +181,7 @@ class KontextEdit(io.ComfyNode):
             conditioning,
             noise_for(empty.shape, seed, bfl_parity),
             empty if start is None else start,
-            host_sampling.make_sampler(sampler, [seed + i for i in range(batch)]),
+            host_sampling.make_sampler(sampler, [latents.seed_after(seed, i) for i in range(batch)]),
             sigmas,
             seed=seed,
             mask=mask,

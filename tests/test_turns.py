@@ -118,6 +118,16 @@ def test_turns_that_are_not_there_and_sizes_are_refused(model, start):
         run_session(model, start, session.add("two", size=(64, 64)))
 
 
+def test_seeds_count_on_from_0_after_the_largest_one(model, start):
+    last = 2**64 - 1
+    session = Session(settings=SETTINGS).add("one", seed=last).add("two").branch(0, "three")
+    assert [turn.seed for turn in session.turns] == [last, 0, 0]
+    assert [turn.seed for turn in parse_turns("one\ntwo\nfrom 0: three", seed=last).turns] == [last, 0, last]
+    assert run_session(model, start, session).keys() == {0, 1, 2}
+    batch = edit_image(model, start, ["one", "one"], seed=last, **SETTINGS)
+    assert batch.seeds == (last, 0)
+
+
 def test_the_three_steps_say_what_stays():
     steps = three_steps("Move the cup to the left", "", "Change the style to a woodcut")
     assert len(steps) == 2 and all("while keeping" in step for step in steps)
@@ -154,6 +164,7 @@ def test_a_session_is_written_as_lines_of_text():
         ("from 3: x", "there is no turn 3"),
         ("one\nfrom 1:", "the instruction is missing"),
         ("[seed 3]", "the instruction is missing"),
+        ("one [seed 18446744073709551616]", "a seed is at most 18446744073709551615"),
     ],
 )
 def test_lines_that_make_no_session_are_refused(text, words):

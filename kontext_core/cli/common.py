@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..weights.load import KontextModel
 
 DEFAULT_MODEL = "kontext-tiny"
+MAX_SEED = 2**64 - 1
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -147,8 +148,8 @@ def size(text: str) -> str | tuple[int, int]:
     return width, height
 
 
-def whole(low: int):
-    """A whole number of at least `low`."""
+def whole(low: int, high: int | None = None):
+    """A whole number of at least `low`, and at most `high` where that is given."""
 
     def number(text: str) -> int:
         try:
@@ -157,6 +158,8 @@ def whole(low: int):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < low:
             raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"{value} is above {high}")
         return value
 
     return number

@@ -77,7 +77,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)"
     )
     group.add_argument("--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)")
-    group.add_argument("--seed", type=common.whole(0), metavar="S", help="seed of the noise (default: 0)")
+    group.add_argument(
+        "--seed", type=common.whole(0, common.MAX_SEED), metavar="S", help="seed of the noise (default: 0)"
+    )
     group.add_argument(
         "--size",
         type=common.size,

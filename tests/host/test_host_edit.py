@@ -67,6 +67,15 @@ def test_the_same_seed_gives_the_same_bytes(host, tiny, edit_workflow, picture):
     assert first.tobytes() == second.tobytes()
 
 
+def test_a_batch_that_counts_past_the_largest_seed_goes_on_with_seed_0(host, edit_workflow, picture):
+    last = 2**64 - 1
+    batch = host.pictures(host.run(edit_workflow(picture, seed=last, batch_size=2, sampler="few_step")))
+    for seed, made in zip((last, 0), batch, strict=True):
+        (alone,) = host.pictures(host.run(edit_workflow(picture, seed=seed, sampler="few_step")))
+        difference = np.abs(np.asarray(alone).astype(int) - np.asarray(made).astype(int))
+        assert difference.max() <= 1  # sums of one picture and of two are taken in another order
+
+
 def test_a_latent_mask_keeps_the_latent_outside_it_and_changes_it_inside(host, tiny, edit_workflow):
     """Inpainting by latent mask: where the mask is black the result's latent is the picture's own."""
     pixels = np.random.default_rng(3).integers(0, 255, (128, 128, 3), dtype=np.uint8)
