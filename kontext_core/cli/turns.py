@@ -121,10 +121,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         for number in order:
-            found = drift[number]
-            common.say(
-                f"turn {number + 1}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f} outside the edits"
-            )
+            common.say(f"turn {number + 1}: {drift[number].report()}")
     return 0
 
 
