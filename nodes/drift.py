@@ -12,8 +12,8 @@ from .schema import CATEGORY, make_schema
 
 TURNS_TOOLTIP = (
     "One instruction a line, done one after another. “from 1: …” starts from turn 1 instead of the line above, "
-    "“from 0: …” from the picture; “redo 2 [seed 7]” does turn 2 again with another seed; “[seed 7]” at the end of "
-    "any line sets its seed."
+    "“from 0: …” from the picture; “redo 2 [seed 7]” does turn 2 again with another seed; “[seed 7]”, “[steps 12]” and "
+    "“[guidance 3]” at the end of any line are its own."
 )
 
 
