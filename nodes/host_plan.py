@@ -18,7 +18,7 @@ from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
 from ..kontext_core.weights.formats import AUTOENCODER, TRANSFORMER
 from ..kontext_core.weights.parts import open_part
 from . import host, host_estimate
-from .conditioning import asked_size, parse_padding
+from .conditioning import asked_size
 
 MIB = 1024 * 1024
 
@@ -62,7 +62,7 @@ def plan_edit(plan: EditPlan) -> dict:
         problem = str(error)
     if not plan.vae and hidden is not None:
         area = area_of(hidden)
-    color = parse_padding(plan.padding)
+    color = geometry.parse_padding(plan.padding)
     fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in plan.pictures]
     target = size or (fits[0].size if fits else geometry.nearest_size((1, 1), area))
     small = area < KONTEXT_DEV.max_area

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edit",),
     ("evaluation",),
     ("turns", "training"),
-    ("distill",),
+    ("distill", "replay"),
     ("tiny",),
     ("cli",),
     ("__main__",),

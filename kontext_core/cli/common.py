@@ -69,8 +69,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, loras: bool = True) ->
     )
 
 
-def load_model(args: argparse.Namespace) -> KontextModel:
-    """The model that the options name."""
+def load_model(args: argparse.Namespace, text_length: int | None = None) -> KontextModel:
+    """The model that the options name; `text_length` is the T5 tokens of a prompt, its own when None."""
     import torch
 
     from ..weights.load import load_model
@@ -85,7 +85,9 @@ def load_model(args: argparse.Namespace) -> KontextModel:
             raise ValueError(f"--device {device} cannot be used: {reason}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
     places = {name: getattr(args, name) for name in ("t5", "clip", "vae", "t5_tokenizer", "clip_tokenizer")}
-    model = load_model(args.model, **places, dtype=dtype, device=device, budget=args.budget)
+    model = load_model(
+        args.model, **places, dtype=dtype, device=device, budget=args.budget, text_length=text_length
+    )
     if getattr(args, "loras", None):
         _apply_loras(model, args.loras)
     return model
