@@ -16,7 +16,7 @@ CORE_FILES = sorted(CORE.rglob("*.py"))
 PACK_FILES = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py"))]
 
 # From the bottom up: a layer may import itself and what stands before it. Files and folders of kontext_core.
-LEAVES = ("devices", "geometry", "images", "latents", "flow", "schedules")
+LEAVES = ("devices", "displacement", "geometry", "images", "latents", "flow", "schedules")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     LEAVES,
