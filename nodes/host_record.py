@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfyui_version
 import folder_paths
 from torch import Tensor
 
@@ -96,9 +97,10 @@ def make(
         settings=settings,
         inputs=tuple(inputs),
         weights=(*stamp_files(graph, node, loras), *distilled),
-        versions=current_versions(
-            model.load_device, model.model.manual_cast_dtype or model.model.get_dtype()
-        ),
+        versions={
+            **current_versions(model.load_device, model.model.manual_cast_dtype or model.model.get_dtype()),
+            "comfyui": comfyui_version.__version__,
+        },
     ).to_json()
 
 

@@ -37,7 +37,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # A host's own modules, and what a model file of a stranger must not be given to.
-HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "node_helpers", "execution", "server"}
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "nodes",
+    "node_helpers",
+    "execution",
+    "server",
+}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 

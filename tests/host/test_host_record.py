@@ -91,6 +91,7 @@ def test_a_record_names_loras_strengths_accelerations_and_other_nodes(host, edit
     stamps = {item.role: item.digest for item in made.weights}
     assert stamps["lora 1"] == stamp("", loras["worded"]).digest
     assert stamps["lora 2"] == stamp("", loras["plain"]).digest
+    assert set(made.versions) >= {"kontext", "torch", "python", "comfyui"}
     plain = load_record(kept(host, edit_workflow(picture), "not_through"))
     assert plain.settings["loras"] == [] and "through" not in plain.settings
     assert plain.settings["reuse_context"] == 1 and not any("lora" in item.role for item in plain.weights)
