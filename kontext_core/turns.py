@@ -310,9 +310,8 @@ def write_turns(session: Session, seed: int, settings: Mapping[str, Any]) -> str
         if turn.parent != above or _REDO.fullmatch(words) or _FROM.fullmatch(words):
             words = f"from {0 if turn.parent is None else turn.parent + 1}: {words}"
         counted = seed if turn.parent is None else seed_after(session.turns[turn.parent].seed)
-        every = _OWN.search(
-            words
-        )  # words that end as a setting does: all the real ones behind keep them words
+        # Words that end as a setting does stay words when every real setting stands behind them.
+        every = _OWN.search(words)
         if every or turn.seed != counted:
             words += f" [seed {turn.seed}]"
         for name, key in _SETTINGS.items():

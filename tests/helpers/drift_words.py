@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Random weights may change all of a picture, or leave some of it to be measured.
-TOLD = r"PSNR (inf|\d+\.\d) dB, SSIM (\d\.\d{3}|not measured) outside the \d{1,2}% edited|all edited"
+TOLD = r"PSNR (inf|\d+\.\d) dB, SSIM (\d\.\d{3}|not measured) outside the \d{1,3}% edited|all edited"
 
 
 def is_report(text: str, *labels: str) -> bool:
