@@ -60,6 +60,7 @@ def edit_image(
     seed: int | Sequence[int] = 0,
     size: tuple[int, int] | str = "auto",
     fit: str = "stretch",
+    pad_color: tuple[int, int, int] | None = None,
     shift: schedules.Shift = "resolution",
     sampler: str = "euler",
     few_step: int | None = None,
@@ -83,6 +84,7 @@ def edit_image(
         size: "auto" (the bucket nearest to the first picture, and the result back at the picture's own size), or
             (width, height) in multiples of 16, which the result then has.
         fit: how pictures meet the bucket: "stretch", "crop", "pad" or "keep".
+        pad_color: red, green, blue (0..255) of what "pad" adds; None mirrors the picture.
         shift: of the schedule; see `schedules.timesteps`.
         few_step: 1, 2 or 4 steps with the model's distilled transformer; overrides num_steps, shift and sampler.
         convention: placement of several references: "offset", "index" or "uxo".
@@ -104,14 +106,14 @@ def edit_image(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     pictures = [] if images is None else [images] if isinstance(images, Tensor) else list(images)
     batch = _batch(batch, prompts, pictures, reference_latents)
-    seeds = tuple(seed + i for i in range(batch)) if isinstance(seed, int) else tuple(seed)
+    seeds = tuple(latents.seed_after(seed, i) for i in range(batch)) if isinstance(seed, int) else tuple(seed)
     guidance = preset.default_guidance if guidance is None else float(guidance)
     if not math.isfinite(guidance) or guidance < 0:
         raise ValueError(f"guidance is {guidance}; use 0 or more ({preset.default_guidance} is usual)")
     transformer, sample, grid_of = _sampling(model, sampler, few_step, num_steps, shift, seeds)
 
     started = time.perf_counter()
-    fitted = [_fit(picture, size, fit, preset.max_area) for picture in pictures]
+    fitted = [_fit(picture, size, fit, preset.max_area, pad_color) for picture in pictures]
     width, height = _target_size(size, fitted, reference_latents, preset.max_area)
     h, w = height // latents.CELL, width // latents.CELL
     context = [encode_image(model, geometry.apply(plan, picture)) for plan, picture in fitted]
@@ -231,13 +233,20 @@ def _sampling(
     return model.transformer, sample, partial(schedules.timesteps, steps, shift=shift)
 
 
-def _fit(picture: Tensor, size: tuple[int, int] | str, policy: str, max_area: int):
+def _fit(
+    picture: Tensor,
+    size: tuple[int, int] | str,
+    policy: str,
+    max_area: int,
+    pad_color: tuple[int, int, int] | None,
+):
     if picture.ndim != 4 or picture.shape[1] != 3 or not len(picture):
         raise ValueError(f"a picture is (B, 3, H, W) in [-1, 1], not {tuple(picture.shape)}")
     if not torch.isfinite(picture).all():
         raise ValueError("the picture holds NaN or infinite values")
     height, width = picture.shape[-2:]
-    return geometry.fit((width, height), policy, size, max_area=max_area), picture.float()
+    plan = geometry.fit((width, height), policy, size, max_area=max_area, pad_color=pad_color)
+    return plan, picture.float()
 
 
 def _target_size(size, fitted, reference_latents: Sequence[Tensor], max_area: int) -> tuple[int, int]:

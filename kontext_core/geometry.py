@@ -57,7 +57,7 @@ class Geometry:
     Attributes:
         policy: one of `POLICIES`.
         source: the picture's size.
-        size: the canvas's size, multiples of 16.
+        size: the canvas's size, multiples of 16, or the picture's own where nothing was fitted.
         window: x, y, width, height of the part of the picture that is used.
         content: x, y, width, height of the place it takes on the canvas.
         pad_color: red, green, blue (0..255) of the padding, or None to mirror the picture.
@@ -73,7 +73,8 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"fit policy is {self.policy!r}; choose one of {', '.join(POLICIES)}")
-        _check_size("size", self.size)
+        if self.size != self.source:
+            _check_size("size", self.size)
         for name, (x, y, w, h), (width, height) in (
             ("window", self.window, self.source),
             ("content", self.content, self.size),
@@ -191,6 +192,26 @@ def fit(
         content=content,
         pad_color=pad_color if policy == "pad" else None,
     )
+
+
+def unfitted(size: Size) -> Geometry:
+    """The way of a picture that is its own canvas, whatever its size (width, height)."""
+    return Geometry(policy="keep", source=size, size=size, window=(0, 0, *size), content=(0, 0, *size))
+
+
+def parse_padding(padding: str) -> tuple[int, int, int] | None:
+    """A `pad_color` as it is written: #rrggbb, or None for "mirror".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = padding.strip().lower()
+    if text in ("", "mirror"):
+        return None
+    digits = text.removeprefix("#")
+    if len(digits) != 6 or any(digit not in "0123456789abcdef" for digit in digits):
+        raise ValueError(f"padding is {padding!r}; use mirror, or a colour such as #808080")
+    return tuple(int(digits[i : i + 2], 16) for i in (0, 2, 4))
 
 
 def nearest_size(size: Size, max_area: int = KONTEXT_AREA) -> Size:

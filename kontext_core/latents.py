@@ -14,6 +14,7 @@ from torch import Tensor
 LATENT_CHANNELS = 16
 CELL = 8  # pixels a latent cell
 PATCH = 2  # latent cells a token
+NUM_SEEDS = 1 << 64  # that a generator knows
 
 
 def pack(latent: Tensor) -> Tensor:
@@ -60,6 +61,11 @@ def text_ids(num_tokens: int) -> Tensor:
     return torch.zeros(num_tokens, 3)
 
 
+def seed_after(seed: int, count: int = 1) -> int:
+    """The seed `count` further on; after the largest one, 2^64 - 1, comes 0."""
+    return (seed + count) % NUM_SEEDS
+
+
 def noise(
     batch: int,
     height: int,
@@ -83,7 +89,7 @@ def noise(
         first = seed if isinstance(seed, int) else seed[0]
         generator = torch.Generator("cpu").manual_seed(first)
         return torch.randn(batch, channels, height, width, dtype=torch.bfloat16, generator=generator)
-    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+    seeds = [seed_after(seed, i) for i in range(batch)] if isinstance(seed, int) else list(seed)
     if len(seeds) != batch:
         raise ValueError(f"{len(seeds)} seeds for a batch of {batch}: give one seed, or one a picture")
     drawn = [

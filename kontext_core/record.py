@@ -25,6 +25,7 @@ from . import __version__, images
 
 KEY = "kontext"  # the keyword of the PNG's text chunk
 FORMAT = 1
+LORA_ROLE = "lora {}"  # of the stamp of a record's first, second … LoRA
 SAMPLED_FROM = 2 << 30  # bytes; a larger file is sampled, since reading all of it takes longer than an edit
 SAMPLE = 1 << 20
 

@@ -2,8 +2,9 @@
 
 The edited picture is modelled as  edited(p) = gain · original(p - shift) + bias  wherever it was not edited,
 with one shift in pixels for all channels and a gain and a bias for each. Phase correlation gives the whole
-pixels, Gauss-Newton on the gradients the fraction; Tukey's weights leave out the places where the model does
-not hold, which are the edit itself.
+pixels, Gauss-Newton on the gradients gain, bias and most of the fraction; Tukey's weights leave out the places
+where the model does not hold, which are the edit itself, and with it sharp edges that came back softer. What those
+know of the last fraction is asked block by block (`displacement`), which also says how surely the shift is known.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .displacement import common_displacement, gradient
 from .geometry import resample_axis
 
 NUM_ITERATIONS = 20
+NUM_REFINEMENTS = 4
 LEVEL = 1 / 255
 MIN_UNCHANGED = 0.1  # below this share of agreeing pixels nothing reliable can be said
 MIN_SHIFT = 0.02  # pixels; a smaller shift is not worth the softening of a resampling
@@ -29,6 +32,8 @@ class Match:
 
     Attributes:
         shift: pixels to the right and down that the edited picture has moved.
+        error: the shift's standard error in pixels; infinite where nothing in the picture tells, as along the
+            edges of a picture that has none across them.
         gain: factor of red, green and blue.
         bias: offset of red, green and blue, in shares of the full range.
         unchanged: share of the looked-at pixels that follow the model.
@@ -36,6 +41,7 @@ class Match:
     """
 
     shift: tuple[float, float] = (0.0, 0.0)
+    error: tuple[float, float] = (math.inf, math.inf)
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
     unchanged: float = 0.0
@@ -47,8 +53,12 @@ class Match:
             return f"only {self.unchanged:.0%} of the picture is unchanged: shift and colour are kept"
         gain = ", ".join(f"{g:.3f}" for g in self.gain)
         bias = ", ".join(f"{255 * b:+.1f}" for b in self.bias)
+        moved = ", ".join(
+            "nothing tells" if math.isinf(error) else f"{shift:+.2f}"
+            for shift, error in zip(self.shift, self.error, strict=True)
+        )
         return (
-            f"moved by ({self.shift[0]:+.2f}, {self.shift[1]:+.2f}) px, colour gain ({gain}), "
+            f"moved by ({moved}) px, colour gain ({gain}), "
             f"bias ({bias}) levels, {self.unchanged:.0%} unchanged"
         )
 
@@ -75,7 +85,7 @@ def match(
     share = 0.0
     for _ in range(NUM_ITERATIONS):
         moved = _shifted(source, -shift)[0]
-        dx, dy = _gradient(moved)
+        dx, dy = gradient(moved)
         tint = [v.to(target).view(3, 1, 1) for v in (gain, bias)]
         predicted = tint[0] * moved + tint[1]
         residual = target - predicted
@@ -86,10 +96,19 @@ def match(
         shift = shift + step
         if step.abs().max() < 1e-4:
             break
+    tint = [v.to(target).view(3, 1, 1) for v in (gain, bias)]
+    for _ in range(NUM_REFINEMENTS):
+        moved = _shifted(source, -shift)[0]
+        found = common_displacement(tint[0] * moved + tint[1], target, weight)
+        step = found.displacement.clamp(-1.5, 1.5)
+        shift = shift + step
+        if step.abs().max() < 1e-3:
+            break
     unreliable = share < MIN_UNCHANGED or shift.abs().max() > max_shift or ((gain < 0.5) | (gain > 2)).any()
     if unreliable or not torch.isfinite(torch.cat([shift, gain, bias])).all():
         return Match(unchanged=share)
-    values = {"shift": tuple(shift.tolist()), "gain": tuple(gain.tolist()), "bias": tuple(bias.tolist())}
+    values = {"shift": tuple(shift.tolist()), "error": tuple(found.error.tolist())}
+    values |= {"gain": tuple(gain.tolist()), "bias": tuple(bias.tolist())}
     return Match(**values, unchanged=share, reliable=True)
 
 
@@ -124,17 +143,6 @@ def _shifted(image: Tensor, shift: Tensor) -> Tensor:
         if start:
             image = resample_axis(image, dim, image.shape[dim], start=start, step=1.0)
     return image
-
-
-def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical derivative of (3,H,W), fourth order, zero on a border of two pixels."""
-    out = []
-    for dim in (2, 1):
-        n = image.shape[dim]
-        part = [image.narrow(dim, k, n - 4) for k in range(5)]
-        slope = (part[0] - part[4] + 8 * (part[3] - part[1])) / 12
-        out.append(F.pad(slope, (2, 2, 0, 0) if dim == 2 else (0, 0, 2, 2)))
-    return out[0], out[1]
 
 
 def _solve(

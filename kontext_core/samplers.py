@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .latents import seed_after
+
 Velocity = Callable[[Tensor, float], Tensor]
 
 
@@ -103,7 +105,7 @@ def few_step(
     Source: arXiv 2403.12015 section 3.
     """
     times = _times(timesteps)
-    seeds = [seed + i for i in range(len(x))] if isinstance(seed, int) else list(seed)
+    seeds = [seed_after(seed, i) for i in range(len(x))] if isinstance(seed, int) else list(seed)
     generators = [torch.Generator("cpu").manual_seed(value ^ 0x5DEECE66D) for value in seeds]
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         x_0 = x.float() - t * velocity(x, t).float()

@@ -12,12 +12,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from . import geometry
 from .edit import edit_image
+from .latents import NUM_SEEDS, seed_after
 
 if TYPE_CHECKING:
     from .samplers import OnStep
@@ -76,14 +78,16 @@ class Session:
         """A turn that starts from any earlier one, or from the first picture (None)."""
         self._check(parent)
         if seed is None:
-            seed = 0 if parent is None else self.turns[parent].seed + 1
+            seed = 0 if parent is None else seed_after(self.turns[parent].seed)
         turn = Turn(instruction=instruction, parent=parent, seed=seed, settings=settings)
         return replace(self, turns=(*self.turns, turn))
 
-    def redo(self, number: int, seed: int) -> Session:
+    def redo(self, number: int, seed: int, **settings: Any) -> Session:
         """The same turn from the same start with another seed, as a new turn beside it."""
         self._check(number)
-        return replace(self, turns=(*self.turns, replace(self.turns[number], seed=seed)))
+        turn = self.turns[number]
+        again = replace(turn, seed=seed, settings={**turn.settings, **settings})
+        return replace(self, turns=(*self.turns, again))
 
     def path(self, number: int) -> list[int]:
         """The turns from the first picture to this one, this one last."""
@@ -230,7 +234,8 @@ def _run_turn(
 
 _FROM = re.compile(r"from\s+(\d+)\s*:\s*(.*)", re.IGNORECASE | re.DOTALL)
 _REDO = re.compile(r"redo\s+(\d+)", re.IGNORECASE)
-_SEED = re.compile(r"\s*\[seed\s+(\d+)\]\s*$", re.IGNORECASE)
+_OWN = re.compile(r"\s*\[(?:(seed|steps)\s+(\d+)|(guidance)\s+(\d+(?:\.\d+)?))\]\s*$", re.IGNORECASE)
+_SETTINGS = {"steps": "num_steps", "guidance": "guidance"}  # word of a line -> argument of `edit_image`
 
 
 def parse_turns(text: str, seed: int = 0) -> Session:
@@ -238,35 +243,82 @@ def parse_turns(text: str, seed: int = 0) -> Session:
 
     A line is an instruction that follows the turn above it. `from 1: …` starts from turn 1 instead, `from 0: …`
     from the picture; `redo 2 [seed 7]` does turn 2 again. `[seed 7]` at the end of any line sets its seed; otherwise
-    it is `seed` for what starts from the picture, and its parent's plus 1.
+    it is `seed` for what starts from the picture, and its parent's plus 1. `[steps 12]` and `[guidance 3.5]` set
+    those of one turn.
 
     Raises:
-        ValueError: no line, a turn that is not there, or a line that only says where it starts.
+        ValueError: no line, a turn that is not there, a line that only says where it starts, or a number out of range.
     """
     session = Session()
     for line in filter(None, (line.strip() for line in text.splitlines())):
         number = len(session.turns) + 1
-        own = _SEED.search(line)
-        words, given = (line[: own.start()], int(own.group(1))) if own else (line, None)
-        redo, branch = _REDO.fullmatch(words.strip()), _FROM.fullmatch(words.strip())
+        words, given, own = _split_line(line, number)
+        redo, branch = _REDO.fullmatch(words), _FROM.fullmatch(words)
         if redo:
             if given is None:
-                raise ValueError(
-                    f"turn {number} is {line!r}: say with which seed, as in {words.strip()} [seed 7]"
-                )
-            session = session.redo(int(redo.group(1)) - 1, given)
+                raise ValueError(f"turn {number} is {line!r}: say with which seed, as in {words} [seed 7]")
+            session = session.redo(int(redo.group(1)) - 1, given, **own)
             continue
         parent = number - 2 if number > 1 else None
         if branch:
             start, words = int(branch.group(1)), branch.group(2)
             parent = start - 1 if start else None
-        if not words.strip():
+        if not words:
             raise ValueError(f"turn {number} is {line!r}: the instruction is missing")
         given = seed if given is None and parent is None else given
-        session = session.branch(parent, words.strip(), seed=given)
+        session = session.branch(parent, words, seed=given, **own)
     if not session.turns:
         raise ValueError("there is no instruction: write one a line")
     return session
+
+
+def _split_line(line: str, number: int) -> tuple[str, int | None, dict[str, Any]]:
+    """(words, seed, settings of its own) of a turn's line; of two seeds the last one counts, and ends the words."""
+    found: dict[str, str] = {}
+    while (own := _OWN.search(line)) and (name := (own[1] or own[3]).lower()) not in found:
+        found[name], line = own[2] or own[4], line[: own.start()]
+    seed = int(found.pop("seed")) if "seed" in found else None
+    if seed is not None and seed >= NUM_SEEDS:
+        raise ValueError(f"turn {number} has the seed {seed}: a seed is at most {NUM_SEEDS - 1}")
+    if found.get("steps") is not None and int(found["steps"]) < 1:
+        raise ValueError(f"turn {number} has {found['steps']} steps: give 1 or more")
+    settings = {_SETTINGS[name]: int(v) if name == "steps" else float(v) for name, v in found.items()}
+    return line.strip(), seed, settings
+
+
+def write_turns(session: Session, seed: int, settings: Mapping[str, Any]) -> str:
+    """The lines that `parse_turns` reads as this session; line breaks in an instruction become spaces.
+
+    The text encoders read a line break as a space too.
+
+    Args:
+        seed: of the turns that start from the picture, unless a line says otherwise.
+        settings: num_steps and guidance of turns whose line has none.
+
+    Raises:
+        ValueError: an instruction without words, or a turn's own setting that a line cannot hold.
+    """
+    lines = []
+    for number, turn in enumerate(session.turns, 1):
+        words = " ".join(turn.instruction.split())
+        own = {**settings, **turn.settings}
+        if not words or set(own) - set(_SETTINGS.values()):
+            raise ValueError(
+                f"turn {number} cannot be a line: it has no words, or settings beside {', '.join(_SETTINGS)}"
+            )
+        above = number - 2 if number > 1 else None
+        if turn.parent != above or _REDO.fullmatch(words) or _FROM.fullmatch(words):
+            words = f"from {0 if turn.parent is None else turn.parent + 1}: {words}"
+        counted = seed if turn.parent is None else seed_after(session.turns[turn.parent].seed)
+        # Words that end as a setting does stay words when every real setting stands behind them.
+        every = _OWN.search(words)
+        if every or turn.seed != counted:
+            words += f" [seed {turn.seed}]"
+        for name, key in _SETTINGS.items():
+            if key in own and (every or own[key] != settings.get(key)):
+                words += f" [{name} {Decimal(str(own[key])):f}]"
+        lines.append(words)
+    return "\n".join(lines)
 
 
 def three_steps(structure: str, detail: str, style: str) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..kontext_core import images
-from ..kontext_core.evaluation.metrics import psnr, ssim
+from ..kontext_core.evaluation.metrics import in_words, psnr, ssim
 from . import host_compare, host_graph, host_training
 from .schema import CATEGORY, make_schema
 
@@ -195,7 +195,7 @@ class KontextCompare(io.ComfyNode):
         changed = (difference.amax(1, keepdim=True) > 4 / 255) & (counted > 0)
         share = changed.sum((1, 2, 3)) / counted.sum((1, 2, 3)).clamp(min=1)
         lines = [
-            f"{number}. PSNR {a:.2f} dB, SSIM {b:.4f}, {c:.1%} of the pixels differ"
+            f"{number}. {in_words(a, b, digits=2)}, {c:.1%} of the pixels differ"
             for number, (a, b, c) in enumerate(
                 zip(noise.tolist(), likeness.tolist(), share.tolist(), strict=True), 1
             )

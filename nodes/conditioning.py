@@ -177,16 +177,15 @@ class KontextReference(io.ComfyNode):
         seen = host_references.with_settings(
             host_graph.with_reference(conditioning, latent, convention), settings
         )
-        counts = [tokens_of(reference) for reference in seen[0][1]["reference_latents"]]
+        counts = [tokens_of(*reference.shape[-2:]) for reference in seen[0][1]["reference_latents"]]
         total = f"{' + '.join(map(str, counts))} reference tokens"
         host_graph.tell(cls.hidden.unique_id, [plan.report(), total])
         return io.NodeOutput(seen, {"samples": latent}, plan, fitted)
 
 
-def tokens_of(latent: Tensor) -> int:
-    """Tokens of a latent (B, 16, h, w)."""
-    rows, columns = (-(-n // latents.PATCH) for n in latent.shape[-2:])
-    return rows * columns
+def tokens_of(rows: int, columns: int) -> int:
+    """Tokens of a latent of so many cells; the model fills up an odd number of them."""
+    return -(-rows // latents.PATCH) * -(-columns // latents.PATCH)
 
 
 def token_mask(mask: Tensor, plan: geometry.Geometry, shape: tuple[int, ...]) -> Tensor:
@@ -222,7 +221,7 @@ def plan_fit(shape, fit: str, padding: str, width: int, height: int, area: int) 
         fit,
         asked_size(width, height) or "auto",
         max_area=area,
-        pad_color=parse_padding(padding),
+        pad_color=geometry.parse_padding(padding),
     )
 
 
@@ -233,14 +232,3 @@ def asked_size(width: int, height: int) -> tuple[int, int] | None:
             f"width is {width} and height {height}: give both, or 0 for both to have them chosen"
         )
     return (width, height) if width else None
-
-
-def parse_padding(padding: str) -> tuple[int, int, int] | None:
-    """#rrggbb as numbers; None for mirror."""
-    text = padding.strip().lower()
-    if text in ("", "mirror"):
-        return None
-    digits = text.removeprefix("#")
-    if len(digits) != 6 or any(digit not in "0123456789abcdef" for digit in digits):
-        raise ValueError(f"padding is {padding!r}; use mirror, or a colour such as #808080")
-    return tuple(int(digits[i : i + 2], 16) for i in (0, 2, 4))

@@ -12,8 +12,8 @@ from .schema import CATEGORY, make_schema
 
 TURNS_TOOLTIP = (
     "One instruction a line, done one after another. “from 1: …” starts from turn 1 instead of the line above, "
-    "“from 0: …” from the picture; “redo 2 [seed 7]” does turn 2 again with another seed; “[seed 7]” at the end of "
-    "any line sets its seed."
+    "“from 0: …” from the picture; “redo 2 [seed 7]” does turn 2 again with another seed; “[seed 7]”, “[steps 12]” and "
+    "“[guidance 3]” at the end of any line are its own."
 )
 
 
@@ -83,13 +83,10 @@ class KontextDrift(io.ComfyNode):
         drawing = images.to_comfy(
             images.from_pil(draw_drift(drift, labels, pictures=pictures.split(1))).image
         )
-        lines = []
-        for number, (found, label) in enumerate(zip(drift, labels, strict=True), 1):
-            similarity = "" if found.similarity is None else f", similarity {found.similarity:.3f}"
-            lines.append(
-                f"{number}. {label}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f}{similarity} outside the "
-                f"{found.edited:.0%} edited"
-            )
+        lines = [
+            f"{number}. {label}: {found.report()}"
+            for number, (found, label) in enumerate(zip(drift, labels, strict=True), 1)
+        ]
         host_graph.tell(cls.hidden.unique_id, lines)
         return io.NodeOutput(drawing, "\n".join(lines), ui=ui.PreviewImage(drawing, cls=cls))
 

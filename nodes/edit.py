@@ -11,7 +11,7 @@ from ..kontext_core import geometry as core
 from ..kontext_core import images, latents, schedules
 from ..kontext_core.samplers import SAMPLERS
 from . import host, host_compare, host_graph, host_record, host_sampling
-from .conditioning import GUIDANCE_TOOLTIP, asked_size, fit_inputs, plan_fit
+from .conditioning import GUIDANCE_TOOLTIP, asked_size, fit_inputs, plan_fit, tokens_of
 from .geometry import restore
 from .sampling import FEW_STEP, MU_TOOLTIP, SHIFT_TOOLTIP, SHIFTS, core_shift, noise_for
 from .schema import ADVANCED, CATEGORY, KontextGeometry, make_schema
@@ -148,16 +148,30 @@ class KontextEdit(io.ComfyNode):
                 if latent is not None:
                     continue
             references.append(host_graph.encode(vae, images.to_comfy(core.apply(fitting, pixels))))
+        mask = None
         if latent is not None:
             references.insert(0, check_latent(latent, plan))
+            mask = latent_mask(latent, plan)
 
         rows, columns = target_cells(
             references if image is not None or latent is not None else [], size, area
         )
+        if mask is not None and (rows, columns) != tuple(references[0].shape[-2:]):
+            raise ValueError(
+                f"the latent has a noise mask, outside of which it stays as it is: leave width and height at 0, not "
+                f"{width}×{height}"
+            )
         batch = batch_of(batch_size, references)
         pictures = [image, image_2, image_3, image_4]
         record = host_record.make(
-            cls.hidden, model, "KontextEdit", prompt, {**settings, "batch": batch}, pictures, record
+            cls.hidden,
+            model,
+            clip,
+            "KontextEdit",
+            prompt,
+            {**settings, "batch": batch, "masked": mask is not None},
+            pictures,
+            record,
         )
         conditioning, warnings = host_graph.encode_prompt(clip, prompt, BFL_TEXT_LENGTH if bfl_parity else 0)
         conditioning = host_graph.with_values(conditioning, {"guidance": guidance})
@@ -171,9 +185,7 @@ class KontextEdit(io.ComfyNode):
             model, sampler = host.few_step_model(model), "few_step"
             sigmas = schedules.few_steps(int(few_step))
         else:
-            num_tokens = (rows // latents.PATCH) * (columns // latents.PATCH)
-            sigmas = schedules.timesteps(steps, num_tokens, core_shift(shift, mu))
-        mask = None if latent is None else latent.get("noise_mask")
+            sigmas = schedules.timesteps(steps, tokens_of(rows, columns), core_shift(shift, mu))
         start = references[0].expand(batch, -1, -1, -1) if mask is not None else None
         empty = host_graph.zeros(batch, rows, columns)
         samples = host_sampling.sample(
@@ -181,7 +193,7 @@ class KontextEdit(io.ComfyNode):
             conditioning,
             noise_for(empty.shape, seed, bfl_parity),
             empty if start is None else start,
-            host_sampling.make_sampler(sampler, [seed + i for i in range(batch)]),
+            host_sampling.make_sampler(sampler, [latents.seed_after(seed, i) for i in range(batch)]),
             sigmas,
             seed=seed,
             mask=mask,
@@ -195,7 +207,7 @@ class KontextEdit(io.ComfyNode):
         elif plan is not None:
             result = with_alpha(decoded, plan, image)
         if plan is None:
-            plan = core.fit((decoded.shape[2], decoded.shape[1]), "keep")
+            plan = core.unfitted((decoded.shape[2], decoded.shape[1]))
         seconds = time.perf_counter() - started
         host_graph.log_time(f"edited {batch} × {columns * 8}×{rows * 8} in {len(sigmas) - 1} steps", started)
         shown = ui.PreviewText("\n".join(warnings)).as_dict() if warnings else {}
@@ -238,6 +250,33 @@ def check_latent(latent: dict, plan: core.Geometry | None) -> torch.Tensor:
             "connect the picture that the latent was made from, with the same fit"
         )
     return samples
+
+
+def latent_mask(latent: dict, plan: core.Geometry | None) -> torch.Tensor | None:
+    """The noise mask of a LATENT as (1 or B, 1, rows, columns); made on the picture it is fitted as the picture is.
+
+    Raises:
+        ValueError: it has neither the latent's size nor the picture's.
+    """
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    batch, _, rows, columns = latent["samples"].shape
+    height, width = mask.shape[-2:]
+    if len(mask) not in (1, batch):
+        raise ValueError(
+            f"the latent has {len(mask)} noise masks and {batch} pictures: give one, or one each"
+        )
+    if (height, width) in ((rows, columns), (rows * latents.CELL, columns * latents.CELL)):
+        return mask
+    if plan is not None and (width, height) == plan.source:
+        return core.apply(plan, mask, bounds=(0.0, 1.0))
+    picture = "" if plan is None else f", or the picture's {plan.source[0]}×{plan.source[1]}"
+    raise ValueError(
+        f"the latent's noise mask is {width}×{height}: make it at the latent's own size, "
+        f"{columns * latents.CELL}×{rows * latents.CELL} pixels{picture}"
+    )
 
 
 def target_cells(references: list, size: tuple[int, int] | None, area: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ INDEX = ".safetensors.index.json"  # of a model in shards, as diffusers' folders
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 DTYPES = {"default": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
-LORAS = "kontext loras"  # attachment of a MODEL: the file names of the LoRAs that Kontext Load LoRA put on it
+LORAS = "kontext loras"  # attachment of a MODEL or CLIP: the `LoadedLora`s that Kontext Load LoRA put on it
 TURBO = re.compile(r"turbo|hyper|lightning|schnell|few.?step|(?<!\d)\d{1,2}.?steps?(?![a-z])", re.IGNORECASE)
 # Where a CPU computes in float32, weights that are smaller than this then are cast once, not in every step.
 CAST_BELOW = 1 << 30
@@ -64,6 +64,15 @@ class ModelInfo:
     name: str
     distilled: bool
     few_step: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedLora:
+    """A LoRA that Kontext Load LoRA put on a MODEL or CLIP; `for_text` when it has layers for the text encoders."""
+
+    path: Path
+    strength: float
+    for_text: bool
 
 
 def list_models(kind: str) -> list[str]:
@@ -223,7 +232,7 @@ def few_step_model(model):
         ValueError: the model is not distilled, has no LoRA that might make it so, and brings no distilled one.
     """
     info = getattr(model.model, "kontext", None)
-    turbo = any(TURBO.search(name) for name in model.get_attachment(LORAS) or ())
+    turbo = any(TURBO.search(lora.path.name) for lora in model.get_attachment(LORAS) or ())
     if info is None or info.distilled or turbo:
         return model
     if info.few_step is not None:

@@ -53,6 +53,12 @@ def accelerated(model: Any, settings: Accelerate, report: host_graph.Report | No
     return model
 
 
+def settings_of(model: Any) -> Accelerate:
+    """What is skipped in a sampling of MODEL."""
+    found = model.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
+    return found[0].__self__.settings if found else Accelerate()
+
+
 class _Sampling:
     """The states of one sampling at a time, by the conditions they are for."""
 

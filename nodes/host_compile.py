@@ -34,6 +34,11 @@ def compiled(model: Any, report: host_graph.Report | None = None) -> Any:
     return model
 
 
+def is_compiled(model: Any) -> bool:
+    """Whether the blocks of MODEL are compiled in a sampling."""
+    return bool(model.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY))
+
+
 class _Compiled:
     """The compiled blocks of one network, for one sampling after the other."""
 

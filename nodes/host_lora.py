@@ -7,15 +7,17 @@ Source: Comfy-Org/ComfyUI comfy/lora.py `calculate_weight`, comfy/weight_adapter
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
-from ..kontext_core.models.lora import LoraFile, Patch
+from ..kontext_core.models.lora import Patch
 from ..kontext_core.models.lora_apply import LoraReport, host_patches
-from .host import BUNDLED_LORAS, LORAS, SUFFIXES
+from ..kontext_core.weights.lora_file import load_lora
+from .host import BUNDLED_LORAS, LORAS, SUFFIXES, LoadedLora
 from .host_layers import logical_shapes
 
 
@@ -52,21 +54,28 @@ class CorePatch(WeightAdapterBase):
 
 
 def add_lora(
-    model: Any, clip: Any, file: LoraFile, strength_model: float, strength_clip: float
+    model: Any, clip: Any, path: Path, strength_model: float, strength_clip: float
 ) -> tuple[Any, Any, LoraReport]:
-    """(MODEL, CLIP, report): clones with the LoRA on them. CLIP may be None.
+    """(MODEL, CLIP, report): clones with the LoRA of a file on them. CLIP may be None.
 
     Raises:
-        ValueError: not one layer fits, or a layer that should fit was refused by the host.
+        ValueError: no LoRA for FLUX, not one layer fits, or a layer that should fit was refused by the host.
     """
+    file = load_lora(path)
     shapes = _shapes(model.model)
     if clip is not None:
         shapes |= _shapes(clip.patcher.model)
     patches, report = host_patches(file, strength_model, shapes)
     model = model.clone()
-    if strength_model:
-        model.set_attachments(LORAS, (*(model.get_attachment(LORAS) or ()), file.name))
     clip = clip.clone() if clip is not None else None
+    for_text = file.parts != {"transformer"}
+    for patcher, strength in (
+        (model, strength_model),
+        (clip.patcher if for_text and clip else None, strength_clip),
+    ):
+        if patcher is not None and strength:
+            loaded = LoadedLora(path=path, strength=strength, for_text=for_text)
+            patcher.set_attachments(LORAS, (*(patcher.get_attachment(LORAS) or ()), loaded))
     sides = [(model, "diffusion_model.", strength_model)]
     if clip is not None:
         sides.append((clip, "", strength_clip))

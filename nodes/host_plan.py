@@ -18,7 +18,7 @@ from ..kontext_core.presets import KONTEXT_DEV, KONTEXT_TINY
 from ..kontext_core.weights.formats import AUTOENCODER, TRANSFORMER
 from ..kontext_core.weights.parts import open_part
 from . import host, host_estimate
-from .conditioning import asked_size, parse_padding
+from .conditioning import asked_size
 
 MIB = 1024 * 1024
 
@@ -59,7 +59,7 @@ def plan_edit(plan: EditPlan) -> dict:
         area = area_of(hidden)
     try:
         size = asked_size(plan.width, plan.height)
-        color = parse_padding(plan.padding)
+        color = geometry.parse_padding(plan.padding)
         pictures = plan.pictures or ([size] if size else [])  # words alone: only the size is looked at
         fits = [geometry.fit(p, plan.fit, size or "auto", max_area=area, pad_color=color) for p in pictures]
     except ValueError as error:

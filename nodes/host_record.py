@@ -11,13 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfyui_version
 import folder_paths
 from torch import Tensor
 
 from ..kontext_core import images
-from ..kontext_core.record import KEY, Record, Stamp, current_versions, pixel_digest, stamp, stamp_picture
+from ..kontext_core.record import (
+    KEY,
+    LORA_ROLE,
+    Record,
+    Stamp,
+    current_versions,
+    pixel_digest,
+    stamp,
+    stamp_picture,
+)  # fmt: skip
 from . import host
+from .host_origin import UsedLora, accelerations, came_through, links_of, lora_settings
 
+BUNDLED_MARK = " (bundled)"  # at the end of a name that is no file of the host's folders
 # Input name of a loader -> the host's folder that its value names a file of.
 FOLDERS = {
     "unet_name": "diffusion_models",
@@ -38,6 +50,7 @@ FOLDERS = {
 def make(
     hidden: Any,
     model: Any,
+    clip: Any,
     action: str,
     prompt: str,
     settings: Mapping[str, Any],
@@ -48,7 +61,8 @@ def make(
 
     Args:
         hidden: the node's hidden values: prompt and unique_id.
-        model: MODEL.
+        model: MODEL; what it came through is written down: LoRAs, accelerations and other nodes.
+        clip: CLIP, whose LoRAs are.
         settings: the node's widgets.
         pictures: IMAGEs that went in, None where none is connected.
         earlier: JSON of the record of the edit that this one goes on from: its instructions come first, its
@@ -58,7 +72,13 @@ def make(
         ValueError: `earlier` is no record.
     """
     before = Record.from_json(earlier) if earlier.strip() else None
-    settings, prompts, inputs, turn = dict(settings), (prompt,), [], ""
+    graph, node = hidden.prompt or {}, str(hidden.unique_id or "").split(".")[0]
+    loras, through = came_through(graph, node, model, clip)
+    settings = {**settings, **accelerations(model), "loras": lora_settings(loras)}
+    settings |= {"through": through} if through else {}
+    few_step = getattr(getattr(model.model, "kontext", None), "few_step", None)
+    distilled = [stamp("diffusion_models", few_step)] if few_step and settings["few_step"] != "off" else []
+    prompts, inputs, turn = (prompt,), [], ""
     if before is not None:
         first = list(before.settings.get("earlier", ()))
         own = {key: value for key, value in before.settings.items() if key not in ("earlier", "index")}
@@ -76,80 +96,35 @@ def make(
         prompts=prompts,
         settings=settings,
         inputs=tuple(inputs),
-        weights=stamp_files(hidden.prompt or {}, str(hidden.unique_id or "")),
-        versions=current_versions(
-            model.load_device, model.model.manual_cast_dtype or model.model.get_dtype()
-        ),
+        weights=(*stamp_files(graph, node, loras), *distilled),
+        versions={
+            **current_versions(model.load_device, model.model.manual_cast_dtype or model.model.get_dtype()),
+            "comfyui": comfyui_version.__version__,
+        },
     ).to_json()
 
 
-def replay(record: Record) -> dict[str, Any]:
-    """What Kontext Edit, or Kontext Turns for several instructions, is given to make a record's picture again.
-
-    A picture of a batch is made alone, from the seed that was its own. Noise as BFL draws it is one draw for the whole
-    batch: the batch is then made again, and `index` says which picture of it is meant.
-
-    Raises:
-        ValueError: the record lacks a seed, steps or guidance.
-    """
-    settings = record.settings
-    missing = [key for key in ("seed", "steps", "guidance") if key not in settings]
-    if missing:
-        raise ValueError(f"the record holds no {', '.join(missing)}: {record.action} does not write them")
-    bfl = bool(settings.get("bfl_parity", settings.get("bfl", False)))  # the command line's name is shorter
-    batch = int(settings.get("batch", settings.get("batch_size", 1)))
-    index = int(settings.get("index", 0))
-    shift = settings.get("shift", "resolution")
-    size = settings.get("size", [settings.get("width", 0), settings.get("height", 0)])
-    width, height = (0, 0) if size == "auto" else size
-    turns = [*settings.get("earlier", ()), settings]
-    seeds = [int(turn["seed"]) + (0 if bfl else index) for turn in turns]
-    lines = list(record.prompts)
-    if len(lines) == len(turns):  # a turn's seed is the one before's plus 1 unless its line says otherwise
-        for number in range(1, len(turns)):
-            if seeds[number] != seeds[number - 1] + 1:
-                lines[number] += f" [seed {seeds[number]}]"
-    return {
-        "prompt": "\n".join(lines),
-        "seed": seeds[0],
-        "steps": int(settings["steps"]),
-        "guidance": float(settings["guidance"]),
-        "few_step": str(settings.get("few_step") or "off"),
-        "fit": str(settings.get("fit", "stretch")),
-        "padding": str(settings.get("padding", "mirror")),
-        "convention": str(settings.get("convention", "offset")),
-        "width": int(width),
-        "height": int(height),
-        "sampler": str(settings.get("sampler", "euler")),
-        "shift": shift if isinstance(shift, str) else "constant",
-        "mu": float(settings.get("mu", 1.15) if isinstance(shift, str) else shift),
-        "batch_size": int(settings.get("batch_size", 1)) if bfl else 1,
-        "bfl_parity": bfl,
-        "chain": "latents" if settings.get("latent") or len(turns) == 1 else "pictures",
-        "index": index if bfl and batch > 1 else 0,
-    }
-
-
-def stamp_files(prompt: Mapping[str, Any], node_id: str) -> tuple[Stamp, ...]:
-    """Fingerprints of the model files that the graph loads for a node, each once."""
-    waiting, seen, found = [node_id.split(".")[0]], set(), {}
+def stamp_files(prompt: Mapping[str, Any], node_id: str, loras: Sequence[UsedLora]) -> tuple[Stamp, ...]:
+    """Fingerprints of the model files that the graph loads for a node, each once, then its LoRAs in their order."""
+    waiting, seen, found = [node_id], set(), {}
     while waiting:
         current = waiting.pop()
         if current in seen or current not in prompt:
             continue
         seen.add(current)
+        waiting += [source for source, _ in links_of(prompt, current)]
         for name, value in prompt[current]["inputs"].items():
-            if isinstance(value, list) and len(value) == 2:
-                waiting.append(str(value[0]))
-            elif isinstance(value, str) and name in FOLDERS:
+            if isinstance(value, str) and name in FOLDERS:
                 for path in _files(FOLDERS[name], value):
                     found[str(path)] = stamp(FOLDERS[name], path)
-    return tuple(found[path] for path in sorted(found))
+    used = [stamp(LORA_ROLE.format(number), lora.path) for number, lora in enumerate(loras, 1)]
+    known = {str(lora.path) for lora in loras}
+    return (*(found[path] for path in sorted(found) if path not in known), *used)
 
 
 def _files(kind: str, name: str) -> list[Path]:
     """The file that a loader's value names; of the bundled text encoders both."""
-    if name in (host.BUNDLED, host.BUNDLED_FEW_STEP):
+    if name.endswith(BUNDLED_MARK):
         path = host.find_file(kind, name)
         both = [
             host.BUNDLED_FOLDER / part / "model.safetensors" for part in ("text_encoder", "text_encoder_2")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..kontext_core.latents import seed_after
 from ..kontext_core.samplers import SAMPLERS, StepInfo
 from . import host_runs
 
@@ -71,7 +72,7 @@ def _run(
     options = {}
     if name == "few_step":
         first = int(extra_args.get("seed") or 0)
-        options["seed"] = list(seeds) if seeds is not None else [first + i for i in range(len(x))]
+        options["seed"] = list(seeds) if seeds is not None else [seed_after(first, i) for i in range(len(x))]
     with bar:
         return SAMPLERS[name](velocity, x, sigmas, on_step, **options)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..kontext_core.weights.lora_file import load_lora
 from . import host, host_graph, host_lora
 from .schema import CATEGORY, make_schema
 
@@ -66,8 +65,8 @@ class KontextLoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora, strength, strength_clip, clip=None) -> io.NodeOutput:
-        file = load_lora(host.find_file("loras", lora))
-        model, clip, report = host_lora.add_lora(model, clip, file, strength, strength_clip)
+        path = host.find_file("loras", lora)
+        model, clip, report = host_lora.add_lora(model, clip, path, strength, strength_clip)
         lines = str(report).splitlines()
         host_graph.tell(cls.hidden.unique_id, lines[:6])
         return io.NodeOutput(model, clip, str(report), ui=ui.PreviewText(str(report)))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io, ui
 
 from ..kontext_core import images
 from ..kontext_core.record import load_record
+from ..kontext_core.replay import beyond_turns, replay
 from . import host_graph, host_record
 from .schema import CATEGORY, Choice, make_schema
 
-# Of `host_record.replay`, in the order of the outputs behind the record.
+logger = logging.getLogger("kontext")
+
+# Of `replay`, in the order of the outputs behind the record.
 REPLAYED = (
     "few_step", "fit", "padding", "convention", "width", "height", "sampler", "shift", "mu", "batch_size",
     "bfl_parity", "chain", "index",
@@ -73,7 +78,10 @@ class KontextLoadRecord(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture."),
-                io.String.Output(display_name="prompt", tooltip="Its instructions, a line each."),
+                io.String.Output(
+                    display_name="prompt",
+                    tooltip="Its instruction; of several turns the lines for Kontext Turns.",
+                ),
                 io.Int.Output(
                     display_name="seed",
                     tooltip="Its own seed, in a batch too; of several turns the first one's.",
@@ -129,15 +137,18 @@ class KontextLoadRecord(io.ComfyNode):
         lines = [f"{key}: {value}" for key, value in record.settings.items()]
         lines += [f"{item.role}: {item.name} {item.digest}" for item in record.weights]
         lines += [f"{key} {value}" for key, value in record.versions.items()]
-        host_graph.tell(cls.hidden.unique_id, [*record.prompts, *lines[:6]])
         try:
-            again = host_record.replay(record)
+            again, beyond = replay(record), beyond_turns(record)
         except ValueError as error:
             raise ValueError(f"{picture}: {error}") from error
+        if beyond:
+            beyond = [f"Kontext Turns cannot make this again as it was: {'; '.join(beyond)}"]
+            logger.warning("%s: %s", picture, beyond[0])
+        host_graph.tell(cls.hidden.unique_id, [*beyond, *record.prompts, *lines[:6]])
         return io.NodeOutput(
             images.to_comfy(loaded.image, loaded.alpha),
             *(again[key] for key in ("prompt", "seed", "steps", "guidance")),
             record.to_json(),
             *(again[key] for key in REPLAYED),
-            ui=ui.PreviewText("\n".join([*record.prompts, *lines])),
+            ui=ui.PreviewText("\n".join([*beyond, *record.prompts, *lines])),
         )

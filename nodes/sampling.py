@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..kontext_core import latents, schedules
 from ..kontext_core.samplers import SAMPLERS
 from . import host_sampling
+from .conditioning import tokens_of
 from .schema import ADVANCED, CATEGORY, make_schema
 
 FEW_STEP = ["off", "1", "2", "4"]
@@ -94,9 +95,8 @@ class KontextSchedule(io.ComfyNode):
             rows, columns = latent["samples"].shape[-2:]
         else:
             rows, columns = height // latents.CELL, width // latents.CELL
-        num_tokens = (rows // latents.PATCH) * (columns // latents.PATCH)
         total = max(steps, int(steps / denoise))
-        grid = schedules.timesteps(total, num_tokens, core_shift(shift, mu))
+        grid = schedules.timesteps(total, tokens_of(rows, columns), core_shift(shift, mu))
         return io.NodeOutput(grid[-(steps + 1) :])
 
 

@@ -14,7 +14,6 @@ from ..kontext_core.training.lora import TARGETS
 from ..kontext_core.training.pairs import find_pairs
 from ..kontext_core.training.preview import read_log
 from ..kontext_core.training.sheet import pair_sheet
-from ..kontext_core.weights.lora_file import load_lora
 from . import host, host_graph, host_lora, host_training
 from .schema import ADVANCED, CATEGORY, make_schema
 
@@ -284,7 +283,7 @@ class KontextTrainLora(io.ComfyNode):
         host_graph.tell(cls.hidden.unique_id, [report])
         if apply_to is not None:
             path = host.find_file("loras", file)
-            apply_to = host_lora.add_lora(apply_to, None, load_lora(path), 1.0, 1.0)[0]
+            apply_to = host_lora.add_lora(apply_to, None, path, 1.0, 1.0)[0]
         loss = images.to_comfy(images.from_pil(draw_loss(rows)).image)
         samples = read_samples(folder / "previews")
         shown = ui.PreviewImage(loss if samples is None else samples[-1:], cls=cls)

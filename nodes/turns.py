@@ -125,6 +125,8 @@ class KontextTurns(io.ComfyNode):
         images = None
         for number, step in enumerate(session.turns, 1):
             inputs = {**common, "prompt": step.instruction, "seed": step.seed, "image": image}
+            own = {"num_steps": "steps", "guidance": "guidance"}  # of a line, and the widgets they stand for
+            inputs |= {own[name]: value for name, value in step.settings.items()}
             if step.parent is not None:
                 before = edits[step.parent]
                 inputs |= {"latent": before.out(1)} if chain == "latents" else {"image": before.out(0)}

@@ -254,6 +254,23 @@ def test_bad_requests_are_refused_with_what_is_allowed(arguments, words):
         geometry.fit(*arguments)
 
 
+def test_a_picture_that_is_its_own_canvas_goes_there_and_back_as_it_is():
+    plan = geometry.unfitted((104, 73))
+    image = torch.rand(1, 3, 73, 104)
+    assert torch.equal(geometry.invert(plan, geometry.apply(plan, image)), image)
+    assert Geometry.from_json(plan.to_json()) == plan
+    with pytest.raises(ValueError, match="multiples of 16"):
+        Geometry(
+            policy="keep", source=(104, 73), size=(104, 72), window=(0, 0, 104, 73), content=(0, 0, 104, 72)
+        )
+
+
+def test_a_padding_is_mirror_or_a_colour():
+    assert geometry.parse_padding(" Mirror ") is None and geometry.parse_padding("#FF8000") == (255, 128, 0)
+    with pytest.raises(ValueError, match="use mirror, or a colour"):
+        geometry.parse_padding("orange")
+
+
 def test_a_wrong_canvas_or_a_missing_original_is_refused():
     plan = geometry.fit((300, 100), "crop", (128, 128))
     with pytest.raises(ValueError, match=r"expected .B,C,100,300."):

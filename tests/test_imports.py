@@ -16,7 +16,7 @@ CORE_FILES = sorted(CORE.rglob("*.py"))
 PACK_FILES = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py"))]
 
 # From the bottom up: a layer may import itself and what stands before it. Files and folders of kontext_core.
-LEAVES = ("devices", "geometry", "images", "latents", "flow", "schedules")
+LEAVES = ("devices", "displacement", "geometry", "images", "latents", "flow", "schedules")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     LEAVES,
@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edit",),
     ("evaluation",),
     ("turns", "training"),
-    ("distill",),
+    ("distill", "replay"),
     ("tiny",),
     ("cli",),
     ("__main__",),
@@ -37,7 +37,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # A host's own modules, and what a model file of a stranger must not be given to.
-HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "node_helpers", "execution", "server"}
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "nodes",
+    "node_helpers",
+    "execution",
+    "server",
+}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 

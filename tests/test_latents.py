@@ -49,6 +49,13 @@ def test_a_sample_of_a_batch_has_the_noise_of_its_own_seed():
     assert torch.equal(listed, batch[[2, 0, 1]])
 
 
+def test_seeds_of_a_batch_go_on_from_0_after_the_largest_one():
+    last = 2**64 - 1
+    assert [latents.seed_after(last, i) for i in range(3)] == [last, 0, 1] and latents.seed_after(4) == 5
+    batch = latents.noise(2, 4, 6, last)
+    assert torch.equal(batch, torch.cat([latents.noise(1, 4, 6, seed) for seed in (last, 0)]))
+
+
 def test_noise_does_not_depend_on_the_global_generator():
     torch.manual_seed(1)
     first = latents.noise(1, 4, 4, 0)

@@ -81,6 +81,7 @@ def test_unrelated_pictures_give_no_correction_and_say_so():
     original, edit = natural(200, 180, 1).clamp(0, 1), natural(200, 180, 2).clamp(0, 1)
     found = match(original, edit)
     assert found == Match(unchanged=found.unchanged) and not found.reliable
+    assert found.error == (float("inf"),) * 2
     assert torch.equal(undo(edit, found), edit)
     assert "shift and colour are kept" in found.report()
 
@@ -106,7 +107,7 @@ def test_a_shift_beyond_the_bound_is_taken_for_an_edit():
 
 def test_the_report_says_shift_colour_and_share():
     tint = {"gain": (1.05, 0.97, 1.0), "bias": (0.02, 0.0, 0.0)}
-    found = Match(shift=(0.4, -0.6), unchanged=0.8, reliable=True, **tint)
+    found = Match(shift=(0.4, -0.6), error=(0.01, 0.02), unchanged=0.8, reliable=True, **tint)
     assert found.report() == (
         "moved by (+0.40, -0.60) px, colour gain (1.050, 0.970, 1.000), bias (+5.1, +0.0, +0.0) levels, "
         "80% unchanged"

@@ -135,3 +135,6 @@ def test_few_step_seeds_by_sample():
     for i in range(3):
         assert torch.equal(together[i : i + 1], few_step(gaussian_velocity, x[i : i + 1], grid, seed=5 + i))
     assert torch.equal(together, few_step(gaussian_velocity, x, grid, seed=[5, 6, 7]))
+    last = 2**64 - 1  # after it comes 0
+    wrapped = few_step(gaussian_velocity, x, grid, seed=last)
+    assert torch.equal(wrapped, few_step(gaussian_velocity, x, grid, seed=[last, 0, 1]))

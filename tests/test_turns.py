@@ -10,7 +10,7 @@ import torch
 
 from kontext_core import geometry
 from kontext_core.edit import edit_image
-from kontext_core.turns import Session, parse_turns, run_session, three_steps
+from kontext_core.turns import Session, parse_turns, run_session, three_steps, write_turns
 from kontext_core.weights.load import load_model
 
 
@@ -118,6 +118,16 @@ def test_turns_that_are_not_there_and_sizes_are_refused(model, start):
         run_session(model, start, session.add("two", size=(64, 64)))
 
 
+def test_seeds_count_on_from_0_after_the_largest_one(model, start):
+    last = 2**64 - 1
+    session = Session(settings=SETTINGS).add("one", seed=last).add("two").branch(0, "three")
+    assert [turn.seed for turn in session.turns] == [last, 0, 0]
+    assert [turn.seed for turn in parse_turns("one\ntwo\nfrom 0: three", seed=last).turns] == [last, 0, last]
+    assert run_session(model, start, session).keys() == {0, 1, 2}
+    batch = edit_image(model, start, ["one", "one"], seed=last, **SETTINGS)
+    assert batch.seeds == (last, 0)
+
+
 def test_the_three_steps_say_what_stays():
     steps = three_steps("Move the cup to the left", "", "Change the style to a woodcut")
     assert len(steps) == 2 and all("while keeping" in step for step in steps)
@@ -145,15 +155,48 @@ def test_a_session_is_written_as_lines_of_text():
     ]
 
 
+def test_a_line_may_have_steps_and_guidance_of_its_own():
+    text = "one [guidance 3.5] [steps 12]\ntwo [seed 4]\nredo 1 [steps 2] [seed 9]\nthree [seed 5] [seed 6]"
+    turns = parse_turns(text).turns
+    assert [turn.settings for turn in turns] == [
+        {"num_steps": 12, "guidance": 3.5}, {}, {"num_steps": 2, "guidance": 3.5}, {},
+    ]  # fmt: skip
+    assert (turns[3].instruction, turns[3].seed) == ("three [seed 5]", 6)
+
+
+def test_a_session_written_as_lines_is_read_as_the_same_session():
+    """Branches, instructions of several lines or that look like a line's own signs, and settings of a turn's own."""
+    session = (
+        Session().add("make it\n\n  red", seed=7).add("redo 1", num_steps=3).add("from 2: x", guidance=2.25)
+    )
+    session = (
+        session.branch(0, "a star [seed 4]").branch(None, "the words [steps 5]", seed=2**64 - 1).add("last")
+    )
+    common = {"num_steps": 28, "guidance": 2.5}
+    text = write_turns(session, 7, common)
+    assert len(text.splitlines()) == len(session.turns)
+    again = parse_turns(text, seed=7)
+    for before, after in zip(session.turns, again.turns, strict=True):
+        assert after.instruction == " ".join(before.instruction.split())
+        assert (after.parent, after.seed) == (before.parent, before.seed)
+        assert {**common, **after.settings} == {**common, **before.settings}
+    assert write_turns(parse_turns("one\ntwo"), 0, common) == "one\ntwo"
+    for wrong in (Session().add(" \n"), Session().add("x", sampler="heun")):
+        with pytest.raises(ValueError, match="turn 1 cannot be a line"):
+            write_turns(wrong, 0, common)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("one [steps 0]", "has 0 steps: give 1 or more"),
         (" \n ", "write one a line"),
         ("redo 1", "say with which seed"),
         ("one\nredo 2 [seed 1]", "there is no turn 2"),
         ("from 3: x", "there is no turn 3"),
         ("one\nfrom 1:", "the instruction is missing"),
         ("[seed 3]", "the instruction is missing"),
+        ("one [seed 18446744073709551616]", "a seed is at most 18446744073709551615"),
     ],
 )
 def test_lines_that_make_no_session_are_refused(text, words):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..weights.load import KontextModel
 
 DEFAULT_MODEL = "kontext-tiny"
+MAX_SEED = 2**64 - 1
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -68,8 +69,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, loras: bool = True) ->
     )
 
 
-def load_model(args: argparse.Namespace) -> KontextModel:
-    """The model that the options name."""
+def load_model(args: argparse.Namespace, text_length: int | None = None) -> KontextModel:
+    """The model that the options name; `text_length` is the T5 tokens of a prompt, its own when None."""
     import torch
 
     from ..weights.load import load_model
@@ -84,7 +85,9 @@ def load_model(args: argparse.Namespace) -> KontextModel:
             raise ValueError(f"--device {device} cannot be used: {reason}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
     places = {name: getattr(args, name) for name in ("t5", "clip", "vae", "t5_tokenizer", "clip_tokenizer")}
-    model = load_model(args.model, **places, dtype=dtype, device=device, budget=args.budget)
+    model = load_model(
+        args.model, **places, dtype=dtype, device=device, budget=args.budget, text_length=text_length
+    )
     if getattr(args, "loras", None):
         _apply_loras(model, args.loras)
     return model
@@ -147,8 +150,8 @@ def size(text: str) -> str | tuple[int, int]:
     return width, height
 
 
-def whole(low: int):
-    """A whole number of at least `low`."""
+def whole(low: int, high: int | None = None):
+    """A whole number of at least `low`, and at most `high` where that is given."""
 
     def number(text: str) -> int:
         try:
@@ -157,6 +160,8 @@ def whole(low: int):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < low:
             raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"{value} is above {high}")
         return value
 
     return number

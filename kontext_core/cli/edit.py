@@ -16,6 +16,7 @@ FITS = ("stretch", "crop", "pad", "keep")
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
 CONVENTIONS = ("offset", "index", "uxo")
 
+BFL_TEXT_LENGTH = 512  # T5 tokens
 # What is used where neither the command line nor --like says anything. None leaves it to the model.
 DEFAULTS: dict[str, Any] = {
     "steps": None,
@@ -26,11 +27,13 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "euler",
     "shift": "resolution",
     "fit": "stretch",
+    "padding": "mirror",
     "convention": "offset",
     "bfl": False,
     "reuse_context": 1,
     "skip_regions": 0.0,
     "first_block": 0.0,
+    "warmup": 2,
 }
 
 
@@ -49,6 +52,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--fit", choices=FITS, help="how the picture meets the model's sizes (default: stretch, as BFL does)"
     )
     group.add_argument(
+        "--padding", metavar="COLOUR", help="around it with --fit pad: mirror (default) or #rrggbb"
+    )
+    group.add_argument(
         "--convention", choices=CONVENTIONS, help="how references are placed (default: offset)"
     )
     group.add_argument(
@@ -63,7 +69,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "generate", help="make a picture from text", description="Make a picture from text alone."
     )
     _add_options(generate)
-    generate.set_defaults(run=run, pictures=[], fit=None, convention=None, preserve=False, mask=None)
+    generate.set_defaults(
+        run=run, pictures=[], fit=None, padding=None, convention=None, preserve=False, mask=None
+    )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +85,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--steps", type=common.whole(1), metavar="N", help="denoising steps (default: the model's)"
     )
     group.add_argument("--guidance", type=float, metavar="G", help="embedded guidance (default: the model's)")
-    group.add_argument("--seed", type=common.whole(0), metavar="S", help="seed of the noise (default: 0)")
+    group.add_argument(
+        "--seed", type=common.whole(0, common.MAX_SEED), metavar="S", help="seed of the noise (default: 0)"
+    )
     group.add_argument(
         "--size",
         type=common.size,
@@ -122,6 +132,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="skip the other blocks while the first changes this little",
     )
     group.add_argument(
+        "--warmup",
+        type=common.whole(1),
+        metavar="N",
+        help="first steps that are computed in full (default: 2)",
+    )
+    group.add_argument(
         "--compile", action="store_true", help="compile the blocks first; pays for large pictures"
     )
     common.add_model_options(parser)
@@ -140,8 +156,12 @@ def run(args: argparse.Namespace) -> int:
     known = record.load_record(args.like) if args.like else None
     prompt, settings = _settings(args, known)
     accelerate = Accelerate(
-        every=settings["reuse_context"], regions=settings["skip_regions"], first_block=settings["first_block"]
+        every=settings["reuse_context"],
+        regions=settings["skip_regions"],
+        first_block=settings["first_block"],
+        warmup=settings["warmup"],
     )
+    padding = geometry.parse_padding(settings["padding"])
     pictures = [images.load_image(path) for path in args.pictures]
     alpha = pictures[0].alpha if pictures else None
     if alpha is not None and target.suffix.lower() in (".jpg", ".jpeg"):
@@ -154,7 +174,9 @@ def run(args: argparse.Namespace) -> int:
 
     if known is not None and not args.loras and not args.no_loras:
         args.loras = recorded.find_loras(known, args.like, args.model)
-    model = common.load_model(args)
+    for line in recorded.left_out(known, args.like) if known is not None else ():
+        common.say(f"warning: {line}")
+    model = common.load_model(args, text_length=BFL_TEXT_LENGTH if settings["bfl"] else None)
     loaded = time.perf_counter() - started
     common.say(f"{model.name} loaded in {loaded:.1f} s")
     compiled = args.compile and compile_blocks(
@@ -170,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
             seed=settings["seed"],
             size=settings["size"],
             fit=settings["fit"],
+            pad_color=padding,
             shift=settings["shift"],
             sampler=settings["sampler"],
             few_step=settings["few_step"],
@@ -245,9 +268,18 @@ def _settings(args: argparse.Namespace, known: Record | None) -> tuple[str, dict
     settings, prompt = dict(DEFAULTS), args.prompt
     if known is not None:
         settings |= {key: known.settings[key] for key in DEFAULTS if key in known.settings}
+        said = known.prompts[0] if known.prompts else None
+        if "bfl_parity" in known.settings:  # a node's record
+            said, own = recorded.node_settings(known, args.like)
+            settings |= {
+                "fit": DEFAULTS["fit"],
+                "sampler": DEFAULTS["sampler"],
+                "shift": DEFAULTS["shift"],
+                **own,
+            }
         if isinstance(settings["size"], list):
             settings["size"] = tuple(settings["size"])
-        prompt = known.prompts[0] if prompt is None and known.prompts else prompt
+        prompt = said if prompt is None else prompt
     if prompt is None:
         raise ValueError("--prompt is missing: say what to do (or give --like, a picture with a record)")
     settings |= {key: value for key in DEFAULTS if (value := getattr(args, key)) is not None}

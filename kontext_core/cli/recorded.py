@@ -1,18 +1,58 @@
-"""Files in a picture's record: what took part is written into it, and the LoRAs that it names are found again."""
+"""A picture's record: files that took part are written into it; settings and LoRAs that it names are found again."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..images import Picture
     from ..record import Record, Stamp
     from ..weights.load import KontextModel
 
-ROLE = "lora {}"  # of the first, second … LoRA of a record
+
+def node_settings(known: Record, like: str) -> tuple[str, dict[str, Any]]:
+    """(prompt, settings in the command line's words) of a record that Kontext Edit wrote.
+
+    Raises:
+        ValueError: the picture came of more than one edit of one picture, which `edit` does.
+    """
+    from ..replay import replay
+
+    again, settings = replay(known), known.settings
+    if "earlier" in settings:
+        raise ValueError(
+            f"{like} was made by {len(known.prompts)} edits one after another: do them with `kontext turns`"
+        )
+    if settings.get("latent"):
+        raise ValueError(
+            f"{like} was made from a latent, which its record does not hold: leave --like out, and give the settings"
+        )
+    if again["index"]:
+        raise ValueError(
+            f"{like} is picture {again['index'] + 1} of a batch whose noise was one draw: Kontext Edit makes it again"
+        )
+    bfl, width = again["bfl_parity"], again["width"]
+    found = {name: again[name] for name in ("steps", "guidance", "seed", "convention", "padding")}
+    found |= {
+        "size": (width, again["height"]) if width else "auto",
+        "few_step": None if again["few_step"] == "off" else int(again["few_step"]),
+        "bfl": bfl,
+    }
+    if not bfl:  # which sets these itself
+        found |= {"fit": again["fit"], "sampler": again["sampler"]}
+        found["shift"] = again["mu"] if again["shift"] == "constant" else again["shift"]
+    return again["prompt"], found
+
+
+def left_out(known: Record, like: str) -> list[str]:
+    """What a record's picture came through that the command line does not have, a sentence each."""
+    return [
+        f"the model of {like} came through {node['node']}, which is left out here"
+        for node in known.settings.get("through", ())
+    ]
 
 
 def stamp_inputs(paths: Sequence[str], pictures: Sequence[Picture]) -> Iterator[Stamp]:
@@ -26,7 +66,7 @@ def stamp_inputs(paths: Sequence[str], pictures: Sequence[Picture]) -> Iterator[
 
 def stamp_weights(args: argparse.Namespace, model: KontextModel, few_step: int | None) -> Iterator[Stamp]:
     """Every file of weights that took part, shards one by one, then the LoRAs in their order."""
-    from ..record import stamp
+    from ..record import LORA_ROLE, stamp
     from ..weights.locate import find_model
 
     places = {part: file.path for part, file in model.files.items()}
@@ -37,7 +77,7 @@ def stamp_weights(args: argparse.Namespace, model: KontextModel, few_step: int |
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         yield from (stamp(part, file) for file in files)
     for number, (path, _) in enumerate(args.loras, 1):
-        yield stamp(ROLE.format(number), _lora_file(Path(path)))
+        yield stamp(LORA_ROLE.format(number), _lora_file(Path(path)))
 
 
 def _lora_file(path: Path) -> Path:
@@ -58,10 +98,12 @@ def find_loras(known: Record, like: str, model: str) -> list[tuple[str, float]]:
     Raises:
         ValueError: one is nowhere, another file bears its name, or the record's list is damaged.
     """
+    from ..record import LORA_ROLE
+
     digests = {entry.role: (entry.name, entry.digest) for entry in known.weights}
     wanted = []
     for number, (name, strength) in enumerate(_listed(known.settings, like), 1):
-        known_name, digest = digests.get(ROLE.format(number), ("", ""))
+        known_name, digest = digests.get(LORA_ROLE.format(number), ("", ""))
         if known_name != name:
             raise ValueError(f"{like}: its record names the LoRA {name} and holds no fingerprint of it")
         wanted.append((name, strength, digest))
@@ -113,10 +155,15 @@ def _listed(settings: Mapping[str, object], like: str) -> list[tuple[str, float]
     listed = settings.get("loras", [])
     pairs = listed if isinstance(listed, list) else [listed]
     for pair in pairs:
-        right = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-        number = right and isinstance(pair[1], int | float) and abs(pair[1]) < float("inf")
+        right = isinstance(pair, list) and len(pair) in (2, 3) and isinstance(pair[0], str)
+        number = right and all(isinstance(by, int | float) and abs(by) < float("inf") for by in pair[1:])
         if not number or Path(pair[0]).name != pair[0] or "\\" in pair[0]:
             raise ValueError(f"{like}: its record's LoRAs are no list of names and strengths: {pair!r}")
+        if len(pair) == 3:
+            raise ValueError(
+                f"{like} was made with the LoRA {pair[0]} at {pair[1]:g} on the transformer and {pair[2]:g} on the "
+                f"text encoders, and here one strength is for both: give --lora FILE={pair[1]:g}, or --no-loras"
+            )
     return [(name, float(strength)) for name, strength in pairs]
 
 

@@ -39,7 +39,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--redo", type=common.whole(1), metavar="N", help="do turn N again with another --seed"
     )
     parser.add_argument(
-        "--seed", type=common.whole(0), metavar="S", help="of the first new turn; each next is 1 more"
+        "--seed",
+        type=common.whole(0, common.MAX_SEED),
+        metavar="S",
+        help="of the first new turn; each next is 1 more",
     )
     parser.add_argument("--chain", choices=CHAINS, help="what a turn hands to the next (default: latents)")
     parser.add_argument("--fit", choices=FITS, help="how PICTURE meets the model's sizes (default: stretch)")
@@ -118,10 +121,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         for number in order:
-            found = drift[number]
-            common.say(
-                f"turn {number + 1}: PSNR {found.psnr:.1f} dB, SSIM {found.ssim:.3f} outside the edits"
-            )
+            common.say(f"turn {number + 1}: {drift[number].report()}")
     return 0
 
 

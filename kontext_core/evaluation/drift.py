@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import images
 from ..preserve import changed_mask
 from ..registration import match, undo
-from .metrics import psnr, ssim
+from .metrics import in_words, psnr, ssim
 
 Embed = Callable[[Tensor], Tensor]
 MAX_PSNR = 60.0  # dB; where the axis of the drawing ends, and where equal pictures stand
@@ -34,7 +34,7 @@ class Drift:
 
     Attributes:
         psnr: dB, infinite for equal pixels, nan when everything is edited.
-        ssim: 1 for equal pixels, nan likewise.
+        ssim: 1 for equal pixels, nan when no window of 11x11 is free of edits.
         similarity: cosine of the embeddings of the whole pictures, or None without an embedding.
         edited: share of the picture that the edits so far have changed.
         shift: pixels right and down that what was left alone has moved.
@@ -45,6 +45,13 @@ class Drift:
     similarity: float | None
     edited: float
     shift: tuple[float, float]
+
+    def report(self) -> str:
+        """The measures in a line."""
+        similarity = "" if self.similarity is None else f"; similarity {self.similarity:.3f}"
+        if math.isnan(self.psnr):
+            return f"all edited{similarity}"
+        return f"{in_words(self.psnr, self.ssim)} outside the {self.edited:.0%} edited{similarity}"
 
 
 @torch.no_grad()
@@ -138,7 +145,8 @@ def draw_drift(
     for row, name in enumerate(shown):
         top = gap + row * (panel + gap)
         box = (left, top, width - right, top + panel)
-        _draw_panel(draw, name, [getattr(d, name) for d in drift], x, box, font, small)
+        absent = ["all edited" if math.isnan(d.psnr) else "not measured" for d in drift]
+        _draw_panel(draw, name, [getattr(d, name) for d in drift], absent, x, box, font, small)
     y = gap + len(shown) * (panel + gap) - gap // 2
     for i, label in enumerate(labels):
         for line, words in enumerate(_wrapped(f"{i + 1}. {label}", small, column - 8, 4)):
@@ -151,8 +159,10 @@ def draw_drift(
     return canvas
 
 
-def _draw_panel(draw, name: str, values: list[float], x: list[float], box, font, small) -> None:
-    """One measure: its axis with three marks, the line and the numbers."""
+def _draw_panel(
+    draw, name: str, values: list[float], absent: list[str], x: list[float], box, font, small
+) -> None:
+    """One measure: its axis with three marks, the line and the numbers; where there is none, why."""
     left, top, right, bottom = box
     low, high = _axis(name, values)
     draw.text((left, top - 4), TITLES[name], LINES[name], font, anchor="ls")
@@ -168,7 +178,7 @@ def _draw_panel(draw, name: str, values: list[float], x: list[float], box, font,
         draw.line(points, LINES[name], width=3, joint="curve")
     for i, value in enumerate(values):
         if math.isnan(value):
-            draw.text((x[i], (top + bottom) / 2), "all edited", INK, small, anchor="mm")
+            draw.text((x[i], (top + bottom) / 2), absent[i], INK, small, anchor="mm")
             continue
         y = place(value)
         draw.ellipse([x[i] - 4, y - 4, x[i] + 4, y + 4], LINES[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,15 +29,12 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         mask: (1 or B,1,H,W), above 0 where pixels count; a window counts when all of it does. nan where none
-        does.
-
-    Raises:
-        ValueError: the pictures are smaller than the window of 11x11.
+        does, as in a picture that is smaller than the window of 11x11.
 
     Source: Wang et al. 2004, "Image quality assessment", Gaussian window with sigma 1.5, K1 0.01, K2 0.03.
     """
     if min(a.shape[2:]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"pictures of {a.shape[3]}x{a.shape[2]} are too small for SSIM, which needs 11x11")
+        return torch.full((len(a),), math.nan, dtype=torch.float64, device=a.device)
     a, b = ((t.double() + 1) / 2 for t in (a, b))
     x = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64, device=a.device)
     window = torch.exp(-(x**2) / (2 * 1.5**2))
@@ -59,3 +58,10 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     touched = F.max_pool2d(outside, 2 * SSIM_RADIUS + 1, 1)
     counted = 1 - touched
     return (index * counted).sum((1, 2, 3)) / counted.sum((1, 2, 3))
+
+
+def in_words(psnr: float, ssim: float, digits: int = 1) -> str:
+    """Both measures for a person, PSNR with `digits` decimals and SSIM with two more; nan was not measured."""
+    decibels = "not measured" if math.isnan(psnr) else f"{psnr:.{digits}f} dB"
+    share = "not measured" if math.isnan(ssim) else f"{ssim:.{digits + 2}f}"
+    return f"PSNR {decibels}, SSIM {share}"

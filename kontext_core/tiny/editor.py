@@ -9,6 +9,7 @@ import torch
 
 from ..accelerate import Accelerate
 from ..edit import edit_image
+from ..latents import seed_after
 from .bench import Editor
 from .world import Example
 
@@ -44,7 +45,7 @@ def model_editor(
             num_steps=num_steps,
             few_step=few_step,
             guidance=guidance,
-            seed=[seed + example.index for example in examples],
+            seed=[seed_after(seed, example.index) for example in examples],
             accelerate=accelerate,
             size=(width, height) if pictures is None else "auto",
         )

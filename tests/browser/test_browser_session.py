@@ -359,7 +359,7 @@ def test_a_saved_session_keeps_where_each_turn_began(made):
         ("one", None, 1), ("two", None, 2), ("three", 1, 3), ("redo 1", 0, 4), ("seven", 3, 7),
     ]  # fmt: skip
     assert [(turn.instruction, turn.parent) for turn in second.turns] == [("six", None)]
-    text = "one\ntwo\nfrom 1: three\nredo 3 [seed 9]\nfrom 0: five"
+    text = "one [steps 4]\ntwo\nfrom 1: three\nredo 3 [seed 9] [guidance 2.5]\nfrom 0: five"
     starts = made.eval(
         "async (text) => (await import('/extensions/flux-kontext/js/sessions.js')).startsOf(text)", text
     )

@@ -204,6 +204,7 @@ def run(capsys, *arguments: object) -> tuple[int, str]:
         (["--size", "100x128"], "100x128 is not in multiples of 16; try 96x128"),
         (["--size", "big"], "'big' is no size"),
         (["--steps", "0"], "0 is below 1"),
+        (["--seed", "18446744073709551616"], "is above 18446744073709551615"),
         (["--few-step", "3"], "--few-step"),
         (["--fit", "zoom"], "'stretch', 'crop', 'pad', 'keep'"),
         (["--shift", "much"], "give resolution, none or a number"),

@@ -104,5 +104,29 @@ def test_a_session_keeps_its_loras_and_goes_on_with_them(picture, tmp_path, rand
     assert (tmp_path / "parts" / "session.json").read_bytes() == session
 
 
+def test_turns_of_a_picture_below_the_window_of_ssim_end_with_what_can_be_said(
+    picture, tmp_path, random_tiny_folder, capsys
+):
+    Image.open(picture).resize((8, 9)).save(picture)
+    folder = tmp_path / "session"
+    base = [
+        "turns",
+        str(picture),
+        "--folder",
+        str(folder),
+        "--model",
+        str(random_tiny_folder),
+        "--steps",
+        "1",
+    ]
+    assert main([*base, "--do", "make it red"]) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("turn 1: ") and (
+        "SSIM not measured outside" in said or said.endswith("all edited")
+    )
+    assert json.loads((folder / "drift.json").read_text())[0]["ssim"] is None
+    assert (folder / "drift.png").is_file()
+
+
 def test_the_choices_offered_are_those_of_the_core():
     assert command.CHAINS == CHAINS

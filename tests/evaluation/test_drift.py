@@ -54,7 +54,7 @@ def test_given_masks_and_an_embedding_are_used():
     assert math.isinf(drift[0].psnr) and drift[0].edited == pytest.approx(mask.mean().item())
     assert -1 <= drift[0].similarity <= 1
     everything = measure_drift(start, [start], masks=[torch.ones_like(mask)])
-    assert math.isnan(everything[0].psnr)
+    assert math.isnan(everything[0].psnr) and everything[0].report() == "all edited"
     assert json.loads(to_json([*drift, *everything]))[1]["psnr"] is None
 
 
@@ -82,6 +82,15 @@ def test_the_drawing_shows_a_line_for_each_measure_and_the_pictures():
     # Nothing is written over the edge.
     edge = np.asarray(full)
     assert (edge[:, :4] == 255).all() and (edge[:, -4:] == 255).all()
+
+
+def test_pictures_below_the_window_of_ssim_are_measured_by_what_there_is():
+    start = scene()[:, :, :10, :30]
+    (found,) = measure_drift(start, [(start + 0.02).clamp(-1, 1)])
+    assert math.isfinite(found.psnr) and math.isnan(found.ssim)
+    assert found.report().endswith(" dB, SSIM not measured outside the 0% edited")
+    assert json.loads(to_json([found]))[0]["ssim"] is None
+    assert draw_drift([found, found], ["one", "two"], pictures=[start] * 2).width == 960
 
 
 def test_many_turns_and_equal_pictures_are_drawn():

@@ -79,6 +79,17 @@ def test_the_numbers_and_the_difference_are_those_of_the_pixels(host):
     assert "PSNR 31.14 dB" in texts(run)["report"] and "50.0% of the pixels differ" in texts(run)["report"]
 
 
+def test_pictures_too_small_for_ssim_are_compared_by_the_rest(host):
+    name = host.upload(Image.new("RGB", (8, 10), (90, 120, 60)), "small.png")
+    graph = {
+        "a": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "compare": compare(["a", 0], ["a", 0]),
+        "report": shown(["compare", 3]),
+    }
+    report = texts(host.run(graph))["report"]
+    assert report == "1. PSNR 99.00 dB, SSIM not measured, 0.0% of the pixels differ"
+
+
 def test_a_folder_of_kontext_bench_is_read_and_mistakes_are_named(host):
     folder = host.server.base / "input" / "bench"
     (folder / "images").mkdir(parents=True)

@@ -92,6 +92,85 @@ def test_the_same_seed_gives_the_same_bytes(host, tiny, edit_workflow, picture):
     assert first.tobytes() == second.tobytes()
 
 
+def test_a_batch_that_counts_past_the_largest_seed_goes_on_with_seed_0(host, edit_workflow, picture):
+    last = 2**64 - 1
+    batch = host.pictures(host.run(edit_workflow(picture, seed=last, batch_size=2, sampler="few_step")))
+    for seed, made in zip((last, 0), batch, strict=True):
+        (alone,) = host.pictures(host.run(edit_workflow(picture, seed=seed, sampler="few_step")))
+        difference = np.abs(np.asarray(alone).astype(int) - np.asarray(made).astype(int))
+        assert difference.max() <= 1  # sums of one picture and of two are taken in another order
+
+
+def test_an_odd_latent_alone_comes_back_at_its_own_size_and_is_restored(host, edit_workflow, picture):
+    graph = edit_workflow(None, latent=["cut", 0])
+    size = {"width": 104, "height": 72, "x": 0, "y": 0}  # 13 by 9 cells
+    graph |= {
+        "load": {"class_type": "LoadImage", "inputs": {"image": picture}},
+        "encoded": {"class_type": "VAEEncode", "inputs": {"pixels": ["load", 0], "vae": ["vae", 0]}},
+        "cut": {"class_type": "LatentCrop", "inputs": {"samples": ["encoded", 0], **size}},
+        "restore": {
+            "class_type": "KontextRestore",
+            "inputs": {"image": ["edit", 0], "geometry": ["edit", 2]},
+        },
+        "restored": {
+            "class_type": "SaveImage",
+            "inputs": {"images": ["restore", 0], "filename_prefix": "odd"},
+        },
+    }
+    made = host.pictures(host.run(graph))
+    assert [image.size for image in made] == [(104, 72)] * 2
+    edited, restored = (np.asarray(image).astype(int) for image in made)
+    assert edited.std() > 1 and np.abs(restored - edited).max() <= 1  # rounding there and back
+
+
+def test_a_noise_mask_has_the_latents_size_or_the_pictures(host, edit_workflow, picture):
+    """One of the picture's own size is fitted as the picture is: with pad it lands where the picture lands."""
+
+    def masked(mask: Image.Image, name: str, **changes) -> dict:
+        graph = edit_workflow(picture, latent=["masked", 0], steps=1, fit="pad", **changes)
+        reference = {
+            "conditioning": ["prompt", 0], "vae": ["vae", 0], "image": ["load", 0], "fit": "pad", "padding": "mirror",
+            "convention": "offset", "width": 0, "height": 0,
+        }  # fmt: skip
+        words = {"clip": ["clip", 0], "text": "", "guidance": 2.5, "text_length": 0}
+        uploaded = host.upload(mask.convert("RGB"), name)
+        return graph | {
+            "prompt": {"class_type": "KontextPrompt", "inputs": words},
+            "reference": {"class_type": "KontextReference", "inputs": reference},
+            "mask": {"class_type": "LoadImageMask", "inputs": {"image": uploaded, "channel": "red"}},
+            "masked": {
+                "class_type": "SetLatentNoiseMask",
+                "inputs": {"samples": ["reference", 1], "mask": ["mask", 0]},
+            },
+            "before": {
+                "class_type": "SaveLatent",
+                "inputs": {"samples": ["reference", 1], "filename_prefix": "mask_before"},
+            },
+            "after": {
+                "class_type": "SaveLatent",
+                "inputs": {"samples": ["edit", 1], "filename_prefix": "mask_after"},
+            },
+        }
+
+    half = Image.new("L", (143, 101))
+    half.paste(255, (72, 0, 143, 101))
+    outputs = host.run(masked(half, "mask_own.png")).history["outputs"]
+    before, after = (
+        load_file(host.server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+        for file in (outputs[key]["latents"][0] for key in ("before", "after"))
+    )
+    change, middle = (after - before).abs().mean((0, 1, 2)), before.shape[-1] // 2
+    assert change[: middle - 1].max() < 1e-5 * before.std()
+    assert change[middle + 1 :].min() > 0.01 * before.std()
+    wrong = masked(Image.new("L", (64, 64), 255), "mask_wrong.png")
+    assert "noise mask is 64×64: make it at the latent's own size" in host.error(wrong)
+    assert "or the picture's 143×101" in host.error(wrong)
+    size = (before.shape[-1] * 8, before.shape[-2] * 8)
+    sized = masked(Image.new("L", size, 255), "mask_sized.png", width=256, height=256)
+    del sized["edit"]["inputs"]["image"]  # with one the latent would have to be of the size that it is fitted to
+    assert "leave width and height at 0" in host.error(sized)
+
+
 def test_a_latent_mask_keeps_the_latent_outside_it_and_changes_it_inside(host, tiny, edit_workflow):
     """Inpainting by latent mask: where the mask is black the result's latent is the picture's own."""
     pixels = np.random.default_rng(3).integers(0, 255, (128, 128, 3), dtype=np.uint8)

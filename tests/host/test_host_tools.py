@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from drift_words import is_report
 from PIL import Image
 
 
@@ -130,16 +131,28 @@ def steps_run(run) -> int:
 
 
 def test_turns_give_every_picture_the_chosen_one_and_the_drift(host, turns):
-    text = "make it red\nadd a star\nfrom 1: add a moon"
+    text = "make it red\nadd a star\nfrom 1: add a moon\nredo 2 [seed 77]"
     run = host.run(turns(text, turn=2))
     pictures = host.pictures(run)
     drawing = next(p for p in pictures if p.size[0] == 960)
     images = [p for p in pictures if p.size == (143, 101)]
-    assert len(images) == 4 and drawing.size[1] > 400
+    assert len(images) == 5 and drawing.size[1] > 400
     report = text_of(run, "report")
-    assert report.startswith("1. make it red: PSNR") and "3. add a moon" in report
+    assert is_report(report, "make it red", "add a star", "add a moon", "add a star"), report
     distinct = {p.tobytes() for p in images}
-    assert len(distinct) == 3
+    assert len(distinct) == 4
+
+
+def test_a_line_may_have_steps_and_guidance_of_its_own(host, turns):
+    run = host.run(turns("one\ntwo [steps 3] [guidance 4]", seed=51))
+    steps = {event["max"] for event in run.of("progress") if event["node"].startswith("turns.")}
+    assert {2, 3} <= steps
+    other = host.run(turns("one\ntwo [steps 3] [guidance 5]", seed=51))
+    first, second = (
+        {picture.tobytes() for picture in host.pictures(made) if picture.size == (143, 101)}
+        for made in (run, other)
+    )
+    assert len(first & second) == 1 and len(first | second) == 3  # the first turn is the same
 
 
 def test_only_turns_that_depend_on_a_change_are_made_again(host, turns):

@@ -27,10 +27,12 @@ export function sessionsOf(turns) {
   return [...sessions.values()].filter(({ lines }) => lines.length);
 }
 
+const OWN = /(\s*\[(?:(?:seed|steps)\s+\d+|guidance\s+\d+(?:\.\d+)?)\])+\s*$/i; // a line's own settings
+
 /** For each turn of such a text the number of the turn that it starts from; 0 for the first picture. */
 export function startsOf(text) {
   const starts = [];
-  for (const line of text.split("\n").map((one) => one.replace(/\s*\[seed\s+\d+\]\s*$/i, "").trim()).filter(Boolean)) {
+  for (const line of text.split("\n").map((one) => one.replace(OWN, "").trim()).filter(Boolean)) {
     const [, redo] = /^redo\s+(\d+)$/i.exec(line) ?? [];
     const [, from] = /^from\s+(\d+)\s*:/i.exec(line) ?? [];
     starts.push(redo ? starts[redo - 1] ?? 0 : Number(from ?? starts.length));

@@ -137,7 +137,8 @@ def case(kind: str) -> dict:
     lora = read_lora(lora_tensors())
     expected = run(plain_model(patch_state(state, [(lora, 0.8)])[0]))
     answer["lora_matters"] = difference(plain, expected)
-    ours, _, report = host_lora.add_lora(patcher, None, lora, 0.8, 0.0)
+    save_file(lora_tensors(), FOLDER / "lora.safetensors")
+    ours, _, report = host_lora.add_lora(patcher, None, FOLDER / "lora.safetensors", 0.8, 0.0)
     answer["matched"] = [len(report.matched), len(report.unmatched)]
     native, _ = comfy.sd.load_lora_for_models(patcher, None, lora_tensors(), 0.8, 0.0)
     for name, patched in (("ours", ours), ("native", native)):
