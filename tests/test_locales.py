@@ -89,7 +89,7 @@ def test_only_the_entry_registers_an_extension():
 
 
 def test_everything_that_others_could_meet_is_under_one_prefix():
-    """Classes of the stylesheet, names in the browser's storage, events, routes, and what is registered with the host."""
+    """Classes, names in the browser's storage, events, routes, and what is registered with the host."""
     css = (ROOT / "web" / "css" / "kontext.css").read_text(encoding="utf-8")
     rules = re.sub(r"/\*.*?\*/|\{[^{}]*\}", " ", css, flags=re.DOTALL)
     classes = set(re.findall(r"\.([a-z][\w-]*)", rules))

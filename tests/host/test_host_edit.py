@@ -167,7 +167,9 @@ def test_a_noise_mask_has_the_latents_size_or_the_pictures(host, edit_workflow, 
     assert "or the picture's 143×101" in host.error(wrong)
     size = (before.shape[-1] * 8, before.shape[-2] * 8)
     sized = masked(Image.new("L", size, 255), "mask_sized.png", width=256, height=256)
-    del sized["edit"]["inputs"]["image"]  # with one the latent would have to be of the size that it is fitted to
+    del sized["edit"]["inputs"][
+        "image"
+    ]  # with one the latent would have to be of the size that it is fitted to
     assert "leave width and height at 0" in host.error(sized)
 
 
