@@ -38,7 +38,7 @@ APPROXIMATE_TOLERANCE = 0.1
 # What takes more of PyTorch's time than this is no faster: pictures must not depend on which won a tie this time.
 CLEARLY_FASTER = 0.9
 LARGEST_MEASURED = {"cpu": 2048}  # tokens; it is the same order beyond, and a processor would take seconds
-WORTH_ROWS = 1024  # tokens
+WORTH_ROWS = 1024  # tokens up to which rows are not tried
 
 
 def choose_attention(
@@ -72,7 +72,7 @@ def _chosen(name: str, device: str, dtype: torch.dtype, head_dim: int, num_token
             raise ValueError(f"attention {name!r} is not used on {device} in {dtype}: {problem}; use torch")
         return found[name]
     exact = {key: value for key, value in found.items() if key not in APPROXIMATE}
-    if dtype == torch.float32 or num_tokens < WORTH_ROWS:
+    if dtype == torch.float32 or num_tokens <= WORTH_ROWS:
         exact.pop("rows", None)
     if len(exact) == 1:
         return _last_resort(here, dtype, head_dim)
