@@ -13,10 +13,9 @@ from comfy_execution.utils import get_executing_context
 
 
 def server() -> Any | None:
-    """The host's server; None where nodes run without one."""
-    from server import PromptServer
-
-    return getattr(PromptServer, "instance", None)
+    """The host's server; None where nodes run without one, as in a script, which never loaded its module."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 def send(event: str, node_id: str | None, data: dict) -> None:
