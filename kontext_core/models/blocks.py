@@ -94,14 +94,11 @@ def _norm_and_rotate(
 
 
 def gelu_mlp(mlp: nn.Sequential, x: Tensor, scratch: tiled.Scratch) -> Tensor:
-    """Linear, GELU (tanh), Linear; without gradients to keep the activation overwrites its input.
-
-    What it gives may lie in the scratch memory "out": it is to be used before that is asked for again.
-    """
+    """Linear, GELU (tanh), Linear; without gradients to keep the activation overwrites its input."""
     if not tiled.usable(x):
         return mlp(x)
     hidden = scratch.linear("wide", mlp[0], x)
-    return scratch.linear("out", mlp[2], tiled.gelu_into(hidden, hidden))
+    return mlp[2](tiled.gelu_into(hidden, hidden))
 
 
 class SelfAttention(nn.Module):
@@ -202,12 +199,10 @@ class DoubleStreamBlock(nn.Module):
         q, k, v = join_heads(streams, self.num_heads, rope, scratch)
         attn = attend(q, k, v, mask)
         txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
-        out = scratch.linear("out", self.img_attn.proj, img_attn)
-        img = torch.addcmul(img, per_token(img_gate1), out)
+        img = torch.addcmul(img, per_token(img_gate1), self.img_attn.proj(img_attn))
         out = gelu_mlp(self.img_mlp, modulate(img, img_shift2, img_scale2), scratch)
         img = torch.addcmul(img, per_token(img_gate2), out)
-        out = scratch.linear("out", self.txt_attn.proj, txt_attn)
-        txt = torch.addcmul(txt, per_token(txt_gate1), out)
+        txt = torch.addcmul(txt, per_token(txt_gate1), self.txt_attn.proj(txt_attn))
         out = gelu_mlp(self.txt_mlp, modulate(txt, txt_shift2, txt_scale2), scratch)
         txt = torch.addcmul(txt, per_token(txt_gate2), out)
         return img, txt
@@ -247,7 +242,7 @@ class SingleStreamBlock(nn.Module):
             tiled.gelu_into(mlp, joined[..., attn.shape[2] :])
         else:
             joined = torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1)
-        out = scratch.linear("out", self.linear2, joined)
+        out = self.linear2(joined)
         return torch.addcmul(x, per_token(gate), out)
 
 
