@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import images
 from ..preserve import changed_mask
 from ..registration import match, undo
-from .metrics import in_words, psnr, ssim
+from .metrics import psnr, ssim
 
 Embed = Callable[[Tensor], Tensor]
 MAX_PSNR = 60.0  # dB; where the axis of the drawing ends, and where equal pictures stand
@@ -51,7 +51,8 @@ class Drift:
         similarity = "" if self.similarity is None else f"; similarity {self.similarity:.3f}"
         if math.isnan(self.psnr):
             return f"all edited{similarity}"
-        return f"{in_words(self.psnr, self.ssim)} outside the {self.edited:.0%} edited{similarity}"
+        share = "not measured" if math.isnan(self.ssim) else f"{self.ssim:.3f}"
+        return f"PSNR {self.psnr:.1f} dB, SSIM {share} outside the {self.edited:.0%} edited{similarity}"
 
 
 @torch.no_grad()
