@@ -213,11 +213,8 @@ def export(destination: Path, *, flow: Path, autoencoder: Path) -> None:
     save_weights(destination / "flux1-kontext-tiny.safetensors", of("transformer."), metadata)
     save_weights(destination / "text_encoder" / "model.safetensors", of("clip."), {"format": "pt"})
     save_weights(destination / "text_encoder_2" / "model.safetensors", of("t5."), {"format": "pt"})
-    save_weights(
-        destination / "ae.safetensors",
-        {name: value.bfloat16() for name, value in load_file(autoencoder).items()},
-        {"format": "pt"},
-    )
+    halves = {name: value.bfloat16() for name, value in load_file(autoencoder).items()}
+    save_weights(destination / "ae.safetensors", halves, {"format": "pt"})
     module, _ = build_module()
     write_text_configs(destination, module.t5.params, module.clip.params)
 
@@ -258,9 +255,7 @@ def main() -> None:
         default=MIX,
         help="encode: shares, as local=0.5,local:replace+smaller=0.2,text=0.3",
     )
-    parser.add_argument(
-        "--habit", action="store_true", help="encode: what the words leave open is laid out in the usual way"
-    )
+    parser.add_argument("--habit", action="store_true", help="encode: open layouts are the usual ones")
     parser.add_argument("--workers", type=int, default=2, help="encode, read: processes")
     parser.add_argument("--batch", type=int, default=64, help="flow, guidance: examples a step")
     parser.add_argument("--compile", action="store_true", help="flow: torch.compile each block")

@@ -45,9 +45,7 @@ def soak(host, edit_workflow, picture: str, count: int) -> None:
         assert len(results) == BATCH
         digest = hashlib.sha256(b"".join(result.tobytes() for result in results)).hexdigest()
         assert seen.setdefault(seed, digest) == digest, f"prompt {number}: seed {seed} gave another picture"
-        info = process.memory_info()
-        # pages of files, where the system tells them apart, come and go as it pleases
-        memory.append(info.rss - getattr(info, "shared", 0))
+        memory.append(process.memory_info().rss)
     assert len(set(seen.values())) == SEEDS
     growth = min(memory[-SEEDS:]) - min(memory[WARM_UP : WARM_UP + SEEDS])
     print(f"{count} prompts: grown by {growth / 2**20:.1f} MB")
