@@ -29,7 +29,8 @@ def alternate(
     inputs: Callable[[], tuple] = tuple,
     warmup: int = 1,
 ) -> Timed:
-    """Seconds of each rival in each round; the order turns from round to round.
+    """Seconds of each rival in each round; the order turns from round to round, and every other one goes backwards, so
+    that nobody always comes after the same one (which may have left the caches and the allocator as it likes).
 
     Args:
         inputs: makes fresh arguments for each call; not timed.
@@ -44,7 +45,7 @@ def alternate(
     names = list(rivals)
     for number in range(rounds):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in (names[turn:] + names[:turn])[:: -1 if number % 2 else 1]:
             arguments = inputs()
             gc.collect()
             synchronize()
