@@ -31,19 +31,34 @@ MODES = {
 
 
 def measure(
-    count: int, batch: int, tokens: int, text: int, rounds: int, device: torch.device, dtype: torch.dtype
+    count: int,
+    batch: int,
+    tokens: int,
+    text: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    modes: Sequence[str] = tuple(MODES),
 ) -> dict[str, Any]:
-    """Rows of all modes. tokens: of the target, and as many of the context, for the block of full width."""
+    """Rows of the modes. tokens: of the target, and as many of the context, for the block of full width.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
     from kontext_core.accelerate import Accelerate, Saved
     from kontext_core.weights.load import load_model
 
+    unknown = [name for name in modes if name not in MODES]
+    if unknown:
+        raise ValueError(f"there is no mode {unknown[0]!r}; choose from {', '.join(map(repr, MODES))}")
     model = load_model("kontext-tiny", device=device)
     block = _block(tokens, text, rounds, device, dtype)
     plain = _edits(model, None, count, batch)
     rows = {
         "plain": {"both": _mean(plain["both"]), "done": _mean(plain["done"]), "kept": _mean(plain["kept"])}
     }
-    for name, settings in MODES.items():
+    for name in modes:
+        settings = MODES[name]
         print(f"context: {name}", file=sys.stderr)
         found = _edits(model, Accelerate(**settings), count, batch)
         saved: Saved = found["saved"]

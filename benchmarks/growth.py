@@ -110,7 +110,7 @@ def _draw(report: dict[str, Any], path: Path) -> str | None:
         print("growth: no plot without matplotlib", file=sys.stderr)
         return None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, panels = pyplot.subplots(1, len(report["axes"]), figsize=(13, 3.2), layout="constrained")
     for panel, (axis, found) in zip(panels, report["axes"].items(), strict=True):
@@ -119,6 +119,9 @@ def _draw(report: dict[str, Any], path: Path) -> str | None:
             first = found["points"][0][key]
             panel.plot(values, [point[key] / first for point in found["points"]], "o-", label=text)
         panel.set(xlabel="side, pixels" if axis == "pixels" else axis, yscale="log")
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}×")
+        panel.yaxis.set_minor_locator(ticker.NullLocator())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("times the first point")
     panels[0].legend()

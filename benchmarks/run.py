@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--text", type=int, help="text tokens (default: 512)")
     parser.add_argument("--rounds", type=int, help="rounds of all rivals in turn (default: 3)")
     parser.add_argument("--count", type=int, help="edits a category that are scored (default: 100)")
+    parser.add_argument("--modes", nargs="+", help="of context, by their names in its table (default: all)")
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: what is fast here"
@@ -93,9 +94,9 @@ def run_context(args: argparse.Namespace) -> dict:
     quick = args.quick
     tokens = (args.tokens or [256 if quick else 1024])[0]
     count = args.count or (4 if quick else 100)
-    return context.measure(
-        count, 16, tokens, args.text or tokens // 8, 1 if quick else args.rounds or 3, *_place(args)
-    )
+    rounds = 1 if quick else args.rounds or 3
+    modes = args.modes or tuple(context.MODES)
+    return context.measure(count, 16, tokens, args.text or tokens // 8, rounds, *_place(args), modes)
 
 
 def run_host(args: argparse.Namespace) -> dict:

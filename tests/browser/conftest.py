@@ -253,6 +253,7 @@ BUILD = """async ({tiny, prompt, steps, image, values}) => {
     const node = LiteGraph.createNode(type); node.pos = [x, y]; app.graph.add(node); return node;
   };
   app.graph.clear();
+  app.graph.id = crypto.randomUUID();  // front end 1.49 gives new nodes the values that the graph's id had before
   const set = (node, name, value) => { node.widgets.find((w) => w.name === name).value = value; };
   const model = make("KontextLoadModel", 20, 60), clip = make("KontextLoadTextEncoders", 20, 200),
         vae = make("KontextLoadVAE", 20, 340), load = make("LoadImage", 20, 450),
