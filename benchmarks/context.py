@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch

@@ -107,11 +107,16 @@ def test_run_paints_a_result(tab, path):
     viewed = ("KontextEdit", "KontextTurns", "KontextPreserve")
     if any(node["type"] in viewed for node in workflow["nodes"]):
         # the current front end makes a node's view when the node is first looked at
-        tab.eval("(types) => app.canvas.centerOnNode(app.graph.nodes.find(({type}) => types.includes(type)))", viewed)
+        tab.eval(
+            "(types) => app.canvas.centerOnNode(app.graph.nodes.find(({type}) => types.includes(type)))",
+            viewed,
+        )
         tab.page.wait_for_function("""[...document.querySelectorAll(".kontext-picture")].some(
             (one) => one.alt === "After" && one.naturalWidth > 0)""")
     if any(node["type"] == "KontextTrainLora" for node in workflow["nodes"]):
-        tab.page.wait_for_function("document.querySelector('.kontext-loss')?.getAttribute('d')?.startsWith('M')")
+        tab.page.wait_for_function(
+            "document.querySelector('.kontext-loss')?.getAttribute('d')?.startsWith('M')"
+        )
         tab.page.wait_for_function("document.querySelector('.kontext-sample img')?.naturalWidth > 0")
     assert tab.eval("app.graph.nodes.filter((node) => node.has_errors).length") == 0
     assert tab.errors == []
