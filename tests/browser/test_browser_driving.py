@@ -242,6 +242,7 @@ def test_run_says_so_where_nothing_takes_the_picture(tab):
     tab.eval("() => app.graph.remove(app.graph.nodes.find((node) => node.type === 'PreviewImage'))")
     tab.page.locator(".kontext-panel button", has_text="Run").first.click()
     tab.toast("connect Preview Image")
+    tab.clear_messages()
 
 
 def test_keys_choose_a_preset(tab):
