@@ -32,12 +32,6 @@ def picture(host) -> str:
     return host.upload(Image.fromarray(pixels), "soak.png")
 
 
-def held(process: psutil.Process) -> int:
-    """Bytes that the process alone holds. Files it maps (weights) are left out: the kernel drops and rereads them."""
-    memory = process.memory_info()
-    return memory.rss - getattr(memory, "shared", 0)
-
-
 def soak(host, edit_workflow, picture: str, count: int) -> None:
     process = psutil.Process(host.server.process.pid)
     seen: dict[int, str] = {}
@@ -51,7 +45,7 @@ def soak(host, edit_workflow, picture: str, count: int) -> None:
         assert len(results) == BATCH
         digest = hashlib.sha256(b"".join(result.tobytes() for result in results)).hexdigest()
         assert seen.setdefault(seed, digest) == digest, f"prompt {number}: seed {seed} gave another picture"
-        memory.append(held(process))
+        memory.append(process.memory_info().rss)
     assert len(set(seen.values())) == SEEDS
     growth = min(memory[-SEEDS:]) - min(memory[WARM_UP : WARM_UP + SEEDS])
     print(f"{count} prompts: grown by {growth / 2**20:.1f} MB")
