@@ -145,7 +145,9 @@ class Photographer:
     def __enter__(self) -> Photographer:
         for name in ("Comfy.TutorialCompleted", "Comfy.Graph.CanvasInfo.Disabled"):
             self.page.request.post(f"{self.url}/api/settings/{name}", data="true")
-        self.page.request.post(f"{self.url}/api/settings/Comfy.Graph.CanvasMenu", data="false")
+        # the second one is a dialog over the page where a workflow names files that are not in the repository
+        for name in ("Comfy.Graph.CanvasMenu", "Comfy.Workflow.ShowMissingModelsWarning"):
+            self.page.request.post(f"{self.url}/api/settings/{name}", data="false")
         self.page.goto(self.url, wait_until="domcontentloaded")
         self.page.wait_for_function("window.comfyAPI?.app?.app?.extensionManager && window.app?.graph")
         self.page.wait_for_timeout(1500)
