@@ -4,7 +4,10 @@
     x̂_0  = x_t − t·student(x_t, t)
     t̂    ~ LogitNormal(1, 1)
     real  = heads(teacher's features of interpolate(x_0, eps', t̂))
-    fake  = heads(teacher's features of interpolate(x̂_0, eps'', t̂))
+    fake  = heads(teacher's features of interpolate(x̂_0, eps', t̂))
+
+Both sides of a pair have the same eps' and t̂: the expected gradients are what they are with two draws, but what noise
+alone does to the scores cancels in the heads' and leaves what the student did.
 
 The teacher's weights are frozen; gradients go through it to the student. Both sides' losses come from one pass: the
 student's with the heads' weights held, the heads' on features cut off from the student.
@@ -121,7 +124,8 @@ class Distillation:
 
         settings = self.config
         t_hat = renoise_times(len(x_0), settings.renoise_mean, settings.renoise_std, generator).to(device)
-        real_x, fake_x = interpolate(x_0, noise(), t_hat), interpolate(guess, noise(), t_hat)
+        eps = noise()
+        real_x, fake_x = interpolate(x_0, eps, t_hat), interpolate(guess, eps, t_hat)
         with torch.no_grad():
             real_features = self.features(real_x, t_hat, given)
         fake_features = self.features(fake_x, t_hat, given)

@@ -94,13 +94,7 @@ def merged_state(student: Flux) -> dict[str, Tensor]:
     return state
 
 
-def save_student(
-    student: Flux, path: Path, *, merge: bool = False, dtype: torch.dtype = torch.bfloat16
-) -> None:
-    """Write the transformer (BFL keys), or the LoRA if it is one, as safetensors.
-
-    Args:
-        merge: write a whole transformer even of a LoRA: that is what stands beside a model as its few-step file.
-    """
-    tensors = lora_state(student) if is_lora(student) and not merge else merged_state(student)
+def save_student(student: Flux, path: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the transformer (BFL keys), or the LoRA if it is one, as safetensors."""
+    tensors = lora_state(student) if is_lora(student) else merged_state(student)
     save_weights(path, {name: value.to(dtype) for name, value in tensors.items()}, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""The distillation stage of kontext-tiny's recipe: teacher samples, the LADD student, its control.
+"""The distillation stage of kontext-tiny's recipe: teacher samples, the LADD student, its control, a LoRA student.
 
 The recipe calls `distill_tiny` with the trained teacher. Every part goes on where it was stopped. `compare` puts the
 students beside each other.
@@ -43,14 +43,17 @@ LOOP = LoopConfig(
 )
 """For 11 million parameters: AdamW alone, since Muon's updates are of full rank whatever the gradient's noise; the
 heads learn far faster than the student, which starts as the teacher and has little to move."""
+LORA_RATE = 4
+"""How many times the full student's learning rate a LoRA's is: the same step in its factors moves the weights less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyStudents:
-    """What the stage leaves: files (bfloat16, BFL keys), and whether every part is finished."""
+    """What the stage leaves: files (bfloat16, BFL keys; `lora` a LoRA's), and whether every part is finished."""
 
     ladd: Path
     regression: Path
+    lora: Path
     finished: bool
 
 
@@ -75,7 +78,7 @@ def distill_tiny(
         examples: teacher samples to make, from source shards of every category in turn.
         loop: of the LADD student; the regression student takes as many steps as compute the same
             (`distill.compute`).
-        lora_rank: 0 for a full student, else a LoRA, written merged.
+        lora_rank: of a LoRA that is trained by LADD as the full student is, and as long; 0 for none.
         control: also train the regression student.
         seconds: stop after this long, resumable.
 
@@ -91,9 +94,8 @@ def distill_tiny(
     paths = synthesize(
         teacher, sources, folder / "latents", synthesis, dtype=dtype, on_shard=lambda *_: left() == 0
     )
-    students = TinyStudents(
-        ladd=folder / "ladd.safetensors", regression=folder / "regression.safetensors", finished=False
-    )
+    names = ("ladd", "regression", "lora")
+    students = TinyStudents(**{name: folder / f"{name}.safetensors" for name in names}, finished=False)
     if any(not path.exists() for path in paths):
         return students
     groups = shard_groups(paths)
@@ -101,19 +103,21 @@ def distill_tiny(
     log.info("%d teacher samples in %d groups", len(data), len(groups))
     plans = [("ladd", config, loop)]
     if control:
-        count, ratio = regression_steps(loop.steps, teacher, data, config, lora_rank=lora_rank, dtype=dtype)
+        count, ratio = regression_steps(loop.steps, teacher, data, config, dtype=dtype)
         log.info(
             "a LADD step computes as much as %.2f of regression: %d and %d steps", ratio, loop.steps, count
         )
         longer = replace(loop, steps=count)
         plans.append(("regression", replace(config, objective="regression"), longer))
+    if lora_rank:
+        plans.append(("lora", config, replace(loop, lr=LORA_RATE * loop.lr)))
     for name, plan, steps in plans:
         if steps_done(folder / name) >= steps.steps and getattr(students, name).exists():
             continue
-        student = make_student(teacher.transformer, lora_rank=lora_rank)
+        student = make_student(teacher.transformer, lora_rank=lora_rank if name == "lora" else 0)
         task = Distillation(teacher, student, data, plan, dtype=dtype, compile_blocks=compile_blocks)
         distill(task, steps, folder / name, guards=guards, stop_after_seconds=left())
-        save_student(student, getattr(students, name), merge=True)
+        save_student(student, getattr(students, name))
         if steps_done(folder / name) < steps.steps:
             return students
     return replace(students, finished=True)

@@ -1,8 +1,7 @@
 """The recipe of kontext-tiny: one command a stage, `python -m kontext_core.tiny.recipe STAGE`.
 
 Stages, in order: `autoencoder`, `encode` (latents of the world on disk), `read` (the text encoders, from words alone),
-`flow` (transformer and text encoders),
-`guidance` (two passes into one), `distill` (the few-step student and its control), `export` (the bundled files).
+`flow` (transformer and text encoders), `guidance` (two passes into one), `distill` (the few-step students), `export`.
 Each goes on where it was stopped; work lands in runs/tiny by default. With `--warm` `autoencoder`, `read`, `flow`,
 `guidance` and `distill` start from the bundled weights, and `encode` and `export` take the bundled autoencoder. See
 docs/training.md.
@@ -309,6 +308,7 @@ def main() -> None:
     )
     parser.add_argument("--damping", type=float, default=LADD.damping, help="distill: of the heads")
     parser.add_argument("--teacher-steps", type=int, default=20, help="distill: of the teacher's samples")
+    parser.add_argument("--lora", type=int, default=0, help="distill: rank of a LoRA student beside (none)")
     parser.add_argument("--no-control", action="store_true", help="distill: no regression student")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long, resumable")
@@ -432,6 +432,7 @@ def main() -> None:
             config=replace(LADD, head_start=args.head_start, damping=args.damping),
             synthesis=replace(SYNTHESIS, num_steps=args.teacher_steps),
             control=not args.no_control,
+            lora_rank=args.lora,
             compile_blocks=args.compile,
             seconds=args.seconds,
             dtype=DTYPE,

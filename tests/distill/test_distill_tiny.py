@@ -64,10 +64,19 @@ def test_the_stage_makes_both_students_and_goes_on_where_it_stopped(runs, build_
     assert steps["ladd"] == 2 and flops["regression"] / flops["ladd"] == pytest.approx(1, abs=2 * half_a_step)
 
 
-def test_a_lora_student_is_written_merged(runs, build_module):
-    done = distill_tiny(runs, build_module(), examples=8, lora_rank=2, control=False, **OPTIONS)
-    keys = load_file(done.ladd).keys()
-    assert done.finished and "img_in.weight" in keys and not any("lora" in key for key in keys)
+def test_a_lora_student_stands_beside_the_full_one(runs, build_module):
+    teacher = build_module()
+    with torch.no_grad():  # the last layer begins at zero, which lets no gradient through to the blocks
+        teacher.transformer.final_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    done = distill_tiny(runs, teacher, examples=8, lora_rank=2, control=False, **OPTIONS)
+    assert done.finished and not done.regression.exists()
+    assert "img_in.weight" in load_file(done.ladd)
+    lora = load_file(done.lora)
+    assert all(key.startswith("diffusion_model.") and ".lora_" in key for key in lora)
+    assert {value.shape[0] for key, value in lora.items() if ".lora_A" in key} == {2}
+    assert max(float(value.abs().max()) for key, value in lora.items() if ".lora_B" in key) > 0
+    state = json.loads((runs / "distill" / "lora" / "checkpoint" / "state.json").read_text())
+    assert state["config"]["lr"] == pytest.approx(4 * OPTIONS["loop"].lr)
 
 
 def test_without_shards_it_says_what_to_run_first(build_module, tmp_path):

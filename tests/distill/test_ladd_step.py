@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kontext_core import latents
+from kontext_core.distill import ladd
 from kontext_core.distill.config import DistillConfig
 from kontext_core.distill.guards import Collapsed
 from kontext_core.distill.ladd import Distillation
@@ -63,6 +65,17 @@ def test_each_side_s_loss_moves_that_side_alone(parts):
     heads = {name.split(".")[1] for name in gradients(task.heads)}
     assert heads == {"0", "1", "2"}, "every block's head learns"
     assert all(p.requires_grad for p in task.heads.parameters())
+
+
+def test_a_perfect_student_is_not_told_from_the_truth(parts, monkeypatch):
+    """Both sides of a pair have one noise, so only what the student did wrong can tell them apart."""
+    task = make(parts)
+    honest = losses(task).numbers
+    assert honest["real_score"] != honest["fake_score"]
+    truth = latents.pack(task.data.batch(0, 0, 6)["target"].float())
+    monkeypatch.setattr(ladd, "x_0_from_velocity", lambda *_: truth)
+    perfect = losses(task).numbers
+    assert perfect["real_score"] == perfect["fake_score"] and perfect["mse"] == 0
 
 
 def test_the_student_s_gradient_comes_through_the_teacher_s_features(parts):
