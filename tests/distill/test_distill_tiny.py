@@ -79,6 +79,12 @@ def test_a_lora_student_stands_beside_the_full_one(runs, build_module):
     assert state["config"]["lr"] == pytest.approx(4 * OPTIONS["loop"].lr)
 
 
+def test_a_negative_rank_is_refused_before_anything_is_trained(runs, build_module):
+    with pytest.raises(ValueError, match="lora_rank is -1"):
+        distill_tiny(runs, build_module(), lora_rank=-1, **OPTIONS)
+    assert not (runs / "distill").exists()
+
+
 def test_without_shards_it_says_what_to_run_first(build_module, tmp_path):
     with pytest.raises(ValueError, match="run the encode stage first"):
         distill_tiny(tmp_path, build_module(), **OPTIONS)
