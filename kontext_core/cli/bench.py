@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import common
+from .edit import SAMPLERS
 
 if TYPE_CHECKING:
     from ..tiny.bench import BenchReport
@@ -50,6 +51,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--guidance", type=float, help="embedded guidance (default: the model's own)")
     parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="without --few-step (default: few_step, by which kontext-tiny gets most right in many steps too)",
+    )
+    parser.add_argument(
+        "--shift",
+        type=common.shift,
+        help="of the schedule, without --few-step: resolution, none, or a number (default: 2.5)",
+    )
+    parser.add_argument(
         "--batch", type=common.whole(1), default=16, help="edits at once (default: %(default)s)"
     )
     parser.add_argument(
@@ -71,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.turns is not None:
         return _run_turns(args, model)
     editor = model_editor(
-        model, num_steps=args.steps, few_step=args.few_step, guidance=args.guidance, seed=args.seed
+        model, num_steps=args.steps, few_step=args.few_step, seed=args.seed, **_sampling(args)
     )
     steps = args.few_step or args.steps or model.preset.default_steps
 
@@ -92,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """What is said of sampling; the rest is the suite's own choice."""
+    said = {name: getattr(args, name) for name in ("guidance", "sampler", "shift")}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def _run_turns(args: argparse.Namespace, model: KontextModel) -> int:
     from ..tiny.chain import run_chains
 
@@ -104,7 +121,7 @@ def _run_turns(args: argparse.Namespace, model: KontextModel) -> int:
         batch=args.batch,
         num_steps=args.steps,
         few_step=args.few_step,
-        guidance=args.guidance,
+        **_sampling(args),
         on_chain=lambda done, count: print(f"chain {done}/{count}", file=sys.stderr),
     )
     _report(args, report, "output/bench-turns.png")

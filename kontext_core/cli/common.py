@@ -150,6 +150,16 @@ def size(text: str) -> str | tuple[int, int]:
     return width, height
 
 
+def shift(text: str) -> str | float:
+    """A schedule's shift as `schedules.timesteps` takes it."""
+    if text in ("resolution", "none"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shift; use resolution, none or a number") from None
+
+
 def whole(low: int, high: int | None = None):
     """A whole number of at least `low`, and at most `high` where that is given."""
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..record import Record
 
 FITS = ("stretch", "crop", "pad", "keep")
-SAMPLERS = ("euler", "heun", "dpmpp_2m")
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "few_step")
 CONVENTIONS = ("offset", "index", "uxo")
 
 BFL_TEXT_LENGTH = 512  # T5 tokens

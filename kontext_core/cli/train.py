@@ -77,7 +77,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     group.add_argument("--caption-dropout", type=float, help="(default: 0.05)")
     group.add_argument("--t-mean", type=float, help="of the logit-normal times (default: 0)")
     group.add_argument("--t-std", type=float, help="(default: 1)")
-    group.add_argument("--shift", type=_shift, help="resolution, none, or a number (default: resolution)")
+    group.add_argument(
+        "--shift", type=common.shift, help="resolution, none, or a number (default: resolution)"
+    )
 
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--checkpointing", choices=("none", "selective", "full"), help="of activations")
@@ -170,15 +172,6 @@ class _Steps:
 def _pairs(done: int, total: int) -> None:
     if done == total or done % 20 == 0:
         common.say(f"encoded {done}/{total}")
-
-
-def _shift(text: str) -> str | float:
-    if text in ("resolution", "none"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shift; use resolution, none or a number") from None
 
 
 def _need_matplotlib() -> None:

@@ -45,6 +45,8 @@ class DistillConfig:
         betas: of AdamW, for both sides: a short memory, since the opponent moves.
         damping: weight of the squared gradient of the heads' scores by their input, on real and fake (R1 and R2 of
             arXiv 1801.04406, as a finite difference): it stops the two sides from circling; 0 saves two passes.
+        anchor: weight of the plain regression in the student's loss, beside the heads' judgement (the distillation term
+            of arXiv 2311.17042): what has one answer stays where it is, the heads only move what is left open.
         head_start: steps in which only the discriminator learns: untrained heads push the student nowhere useful.
     """
 
@@ -57,6 +59,7 @@ class DistillConfig:
     head_lr: float = 1e-3
     betas: tuple[float, float] = (0.0, 0.99)
     damping: float = 0.0
+    anchor: float = 0.0
     head_start: int = 0
 
     def __post_init__(self) -> None:

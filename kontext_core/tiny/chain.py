@@ -17,8 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..edit import decode_latent, edit_image, encode_image
+from ..schedules import Shift
 from . import holdout, phrases
 from .dice import Dice
+from .editor import SAMPLER, SHIFT
 from .edits import LOCAL_KINDS, Draft, local_edit
 from .measures import as_floats, psnr
 from .render import render
@@ -130,6 +132,8 @@ def run_chains(
     num_steps: int | None = None,
     few_step: int | None = None,
     guidance: float | None = None,
+    sampler: str = SAMPLER,
+    shift: Shift = SHIFT,
     size: tuple[int, int] = (128, 128),
     sheet_rows: int = 6,
     on_chain: Callable[[int, int], None] | None = None,
@@ -138,7 +142,7 @@ def run_chains(
 
     Args:
         seed: which chains, and their noise.
-        num_steps, few_step, guidance: as `edit_image` takes them.
+        num_steps, few_step, guidance, sampler, shift: as `edit_image` takes them.
         on_chain: called with (chains so far, count) after each batch.
 
     Raises:
@@ -153,7 +157,13 @@ def run_chains(
         chains = [make_chain(split, number, turns, size) for number in numbers[start : start + batch]]
         pictures = torch.from_numpy(np.stack([chain[0].context for chain in chains]))
         pictures = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-        given = {"num_steps": num_steps, "few_step": few_step, "guidance": guidance}
+        given = {
+            "num_steps": num_steps,
+            "few_step": few_step,
+            "guidance": guidance,
+            "sampler": sampler,
+            "shift": shift,
+        }
         edited = [np.zeros(size[::-1], dtype=bool) for _ in chains]
         panels = [[chain[0].context] for chain in chains]
         latent: Tensor | None = None

@@ -64,8 +64,12 @@ def make_ways(
     """Every way of making the pictures; the teacher in its many steps first."""
     many = num_steps or model.preset.default_steps
     ways = {
-        ("teacher", number): model_editor(model, num_steps=number, seed=seed) for number in (many, *STEPS)
+        ("teacher", number): model_editor(
+            model, num_steps=number, sampler="euler", shift="resolution", seed=seed
+        )
+        for number in STEPS
     }
+    ways = {("teacher", many): model_editor(model, num_steps=many, seed=seed), **ways}
     for name, student in students.items():
         for number in STEPS:
             own = replace(model, few_step=student)

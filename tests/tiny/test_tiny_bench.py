@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from kontext_core.__main__ import main
+from kontext_core.edit import edit_image
+from kontext_core.tiny import chain, editor
 from kontext_core.tiny.bench import BenchReport, interval, run_bench
 from kontext_core.tiny.world import EDIT_CATEGORIES, Example
 
@@ -76,6 +78,37 @@ def test_the_command_prints_the_json_or_the_table_and_writes_the_sheet(
     assert [line.split()[0] for line in lines[:6]] == ["category", *EDIT_CATEGORIES] and lines[-1] == str(
         sheet
     )
+
+
+@pytest.mark.parametrize("turns", [[], ["--turns", "1"]])
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], ("few_step", 2.5, None)),
+        (["--sampler", "euler", "--shift", "resolution"], ("euler", "resolution", None)),
+        (["--shift", "1.15", "--guidance", "3"], ("few_step", 1.15, 3.0)),
+    ],
+)
+def test_the_suite_samples_in_its_own_way_unless_told_another(
+    random_few_step_folder, tmp_path, monkeypatch, turns: list[str], options: list[str], settings: tuple
+) -> None:
+    seen = []
+
+    def recorded(*inputs, **given):
+        seen.append((given["sampler"], given["shift"], given.get("guidance")))
+        return edit_image(*inputs, **given)
+
+    for module in (chain, editor):
+        monkeypatch.setattr(module, "edit_image", recorded)
+    command = ["bench", "--split", "val", "--count", "1", "--steps", "2", *turns, *options]
+    assert main([*command, "--model", str(random_few_step_folder), "--sheet", str(tmp_path / "s.png")]) == 0
+    assert seen and set(seen) == {settings}
+
+
+def test_an_unknown_shift_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--shift", "fast"])
+    assert "'fast' is no shift; use resolution, none or a number" in capsys.readouterr().err
 
 
 def test_an_idle_editor_does_nothing() -> None:
