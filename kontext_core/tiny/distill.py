@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from ..distill.compute import regression_steps
 from ..distill.config import DistillConfig
@@ -43,6 +43,10 @@ LOOP = LoopConfig(
 )
 """For 11 million parameters: AdamW alone, since Muon's updates are of full rank whatever the gradient's noise; the
 heads learn far faster than the student, which starts as the teacher and has little to move."""
+MIX = {
+    "generate": 0.36, "style": 0.18, "character": 0.18, "local": 0.14, "global": 0.07, "several": 0.035, "text": 0.035,
+}  # fmt: skip
+"""Of the teacher's samples: most where many pictures are right, since that is what few steps blur."""
 LORA_RATE = 4
 """How many times the full student's learning rate a LoRA's is: the same step in its factors moves the weights less. A
 guess; it was not compared with others."""
@@ -76,7 +80,7 @@ def distill_tiny(
     """Distil the trained teacher with the shards of `runs`/latents; work lands in `runs`/distill.
 
     Args:
-        examples: teacher samples to make, from source shards of every category in turn.
+        examples: teacher samples to make, about, from whole source shards by `MIX`.
         loop: of the LADD student; the regression student takes as many steps as compute the same
             (`distill.compute`).
         lora_rank: of a LoRA that is trained by LADD as the full student is, and as long; 0 for none.
@@ -127,16 +131,27 @@ def distill_tiny(
 
 
 def _sources(folder: Path, examples: int) -> list[Path]:
-    """Source shards of the training split in the order of their numbers, so that every category comes in turn."""
-    files = sorted(
+    """Source shards of the training split by `MIX`, each category's in the order of their numbers; at least one of each."""
+    shards: dict[str, list[Path]] = {}
+    for path in sorted(
         folder.glob("*-train-*.safetensors"), key=lambda path: (path.stem.rsplit("-", 1)[1], path.name)
-    )
-    chosen, count = [], 0
-    for path in files:
-        if count >= examples:
-            break
-        chosen.append(path)
-        count += len(load_file(path)["weight"])
-    if not chosen:
+    ):
+        shards.setdefault(path.stem.partition("-train-")[2].split("-")[0], []).append(path)
+    mix = {category: share for category, share in MIX.items() if category in shards}
+    if not mix:
         raise ValueError(f"no shards in {folder}: run the encode stage first")
+    chosen = []
+    for category, share in mix.items():
+        wanted, count = examples * share / sum(mix.values()), 0
+        for path in shards[category]:
+            size = _length(path)
+            if count and count + size / 2 > wanted:
+                break
+            chosen.append(path)
+            count += size
     return chosen
+
+
+def _length(shard: Path) -> int:
+    with safe_open(shard, "pt") as file:
+        return file.get_slice("weight").get_shape()[0]
