@@ -131,7 +131,7 @@ def distill_tiny(
 
 
 def _sources(folder: Path, examples: int) -> list[Path]:
-    """Source shards of the training split by `MIX`, each category's in the order of their numbers; at least one of each."""
+    """Source shards of the training split by `MIX`, at least one of each category, in the order of their numbers."""
     shards: dict[str, list[Path]] = {}
     for path in sorted(
         folder.glob("*-train-*.safetensors"), key=lambda path: (path.stem.rsplit("-", 1)[1], path.name)
