@@ -49,7 +49,30 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument("--lr", type=float, default=1e-4, help="of the student (default: %(default)s)")
     train.add_argument(
-        "--head-lr", type=float, default=5e-4, help="of the discriminator (default: %(default)s)"
+        "--head-lr", type=float, default=1e-3, help="of the discriminator (default: %(default)s)"
+    )
+    train.add_argument(
+        "--damping",
+        type=float,
+        default=0.1,
+        metavar="W",
+        help="of the discriminator: keeps the two sides from circling, for a third more time; 0 for none (default: "
+        "%(default)s)",
+    )
+    train.add_argument(
+        "--head-start",
+        type=common.whole(0),
+        default=60,
+        metavar="N",
+        help="steps in which the discriminator learns alone (default: %(default)s)",
+    )
+    train.add_argument(
+        "--renoise-mean",
+        type=float,
+        default=1.0,
+        metavar="M",
+        help="what the discriminator judges is noised at LogitNormal(M, 1): 1 is for a megapixel, less for smaller "
+        "pictures, by half the logarithm of the ratio of their areas (default: %(default)s)",
     )
     train.add_argument(
         "--lora", type=common.whole(0), default=0, metavar="RANK", help="train a LoRA (0: everything)"
@@ -147,6 +170,11 @@ def run_train(args: argparse.Namespace) -> int:
     files = _shards(args.data)
     if args.objective == "ladd":
         check_batch(args.batch, GuardConfig())
+        if args.head_start >= args.steps:
+            raise ValueError(
+                f"--head-start is {args.head_start} of {args.steps} steps: the student would never move; give more "
+                "--steps or a smaller --head-start"
+            )
     model, module, guidance = _teacher(args, words=True)
     groups = shard_groups(files)
     data = LatentDataset(groups, {name: len(files) for name, files in groups.items()})
@@ -155,7 +183,14 @@ def run_train(args: argparse.Namespace) -> int:
         module,
         student,
         data,
-        DistillConfig(objective=args.objective, guidance=guidance, head_lr=args.head_lr),
+        DistillConfig(
+            objective=args.objective,
+            guidance=guidance,
+            head_lr=args.head_lr,
+            damping=args.damping,
+            head_start=args.head_start,
+            renoise_mean=args.renoise_mean,
+        ),
         dtype=_compute_dtype(torch, model.transformer),
         compile_blocks=args.compile,
         seed=args.seed,

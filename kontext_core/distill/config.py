@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,7 @@ class TimeStage:
 
 STAGES = (
     TimeStage(start=0.0, probabilities=(0.0, 0.0, 0.5, 0.5)),
-    TimeStage(start=0.2, probabilities=(0.7, 0.1, 0.1, 0.1)),
+    TimeStage(start=0.1, probabilities=(0.7, 0.1, 0.1, 0.1)),
 )
 """Little noise first, where the teacher is almost right already; then mostly from pure noise.
 
@@ -39,14 +40,13 @@ class DistillConfig:
     Attributes:
         objective: "ladd", or "regression": the mean squared error of x_0 against the teacher's, the control.
         stages: probabilities of the student's times, by share of the training done.
-        renoise_mean, renoise_std: of the logit-normal t̂ at which the discriminator looks.
+        renoise_mean, renoise_std: of the logit-normal t̂ at which the discriminator looks. 1 and 1 are for a megapixel;
+            smaller pictures are hidden by less noise: the mean less by half the logarithm of the ratio of the areas.
         guidance: the embedded guidance of teacher and student; the model's own default.
         head_channels: width of a discriminator head; head_lr: its learning rate.
         betas: of AdamW, for both sides: a short memory, since the opponent moves.
         damping: weight of the squared gradient of the heads' scores by their input, on real and fake (R1 and R2 of
             arXiv 1801.04406, as a finite difference): it stops the two sides from circling; 0 saves two passes.
-        anchor: weight of the plain regression in the student's loss, beside the heads' judgement (the distillation term
-            of arXiv 2311.17042): what has one answer stays where it is, the heads only move what is left open.
         head_start: steps in which only the discriminator learns: untrained heads push the student nowhere useful.
     """
 
@@ -59,12 +59,20 @@ class DistillConfig:
     head_lr: float = 1e-3
     betas: tuple[float, float] = (0.0, 0.99)
     damping: float = 0.0
-    anchor: float = 0.0
     head_start: int = 0
 
     def __post_init__(self) -> None:
         if self.objective not in ("ladd", "regression"):
             raise ValueError(f"objective is {self.objective!r}; use 'ladd' or 'regression'")
+        if not 0 <= self.damping < math.inf or self.head_start < 0:
+            raise ValueError(
+                f"damping is {self.damping} and head_start {self.head_start}; they must be 0 or more, and finite"
+            )
+        if not (math.isfinite(self.renoise_mean) and 0 <= self.renoise_std < math.inf):
+            raise ValueError(
+                f"renoise_mean is {self.renoise_mean} and renoise_std {self.renoise_std}; they must be finite, the "
+                "second 0 or more"
+            )
         starts = [stage.start for stage in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
             raise ValueError(

@@ -131,8 +131,6 @@ class Distillation:
         fake_features = self.features(fake_x, t_hat, given)
         with held(self.heads):
             student = generator_hinge(self.scores(fake_features, t_hat, given))
-        if settings.anchor:
-            student = student + settings.anchor * mse
         real = self.scores(real_features, t_hat, given)
         fake = self.scores([block.detach() for block in fake_features], t_hat, given)
         heads = discriminator_hinge(real, fake)

@@ -307,7 +307,7 @@ def main() -> None:
         "--head-start", type=int, default=LADD.head_start, help="distill: steps of the heads alone"
     )
     parser.add_argument("--damping", type=float, default=LADD.damping, help="distill: of the heads")
-    parser.add_argument("--teacher-steps", type=int, default=20, help="distill: of the teacher's samples")
+    parser.add_argument("--teacher-steps", type=int, default=SYNTHESIS.num_steps, help="distill: of a sample")
     parser.add_argument("--lora", type=int, default=0, help="distill: rank of a LoRA student beside (none)")
     parser.add_argument("--no-control", action="store_true", help="distill: no regression student")
     parser.add_argument("--to", type=Path, default=ASSETS, help="export: the model folder to write")
@@ -422,7 +422,7 @@ def main() -> None:
         students = distill_tiny(
             args.runs,
             teacher,
-            examples=min(args.examples, 12_000),
+            examples=min(args.examples, 7_000),
             loop=replace(
                 LOOP,
                 steps=args.steps or LOOP.steps,

@@ -26,7 +26,8 @@ def test_prompts_become_latents_and_a_student(random_tiny_folder, tmp_path, caps
     assert main([*command, "--steps", "1", *model]) == 0
     shards = sorted(path.name for path in data.glob("*.safetensors"))
     assert shards == ["requests-00000-s0.safetensors", "requests-00001-s0.safetensors"]
-    train = ["distill", "train", "--data", str(data), "--output", str(out), "--batch", "4", "--steps", "1"]
+    train = ["distill", "train", "--data", str(data), "--output", str(out), "--batch", "4"]
+    train += ["--steps", "2", "--head-start", "1"]
     assert main([*train, *model]) == 0
     assert "wrote" in capsys.readouterr().err
     (student,) = out.glob("*-fewstep.safetensors")
@@ -71,3 +72,10 @@ def test_a_batch_of_one_is_refused_before_the_model_is_loaded(tmp_path, capsys):
     train = ["distill", "train", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--batch", "1"]
     assert main(train) == 2
     assert "a batch of 1 is too small" in capsys.readouterr().err
+
+
+def test_a_head_start_of_all_steps_is_refused_before_the_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "a.safetensors").touch()
+    train = ["distill", "train", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--steps", "60"]
+    assert main(train) == 2
+    assert "--head-start is 60 of 60 steps" in capsys.readouterr().err

@@ -28,8 +28,8 @@ def test_the_student_learns_exactly_the_times_that_few_steps_visit():
 def test_probabilities_change_with_the_share_of_the_training():
     config = DistillConfig()
     assert config.probabilities(0, 100) == (0, 0, 0.5, 0.5)
-    assert config.probabilities(19, 100) == (0, 0, 0.5, 0.5)
-    assert config.probabilities(20, 100) == (0.7, 0.1, 0.1, 0.1)
+    assert config.probabilities(9, 100) == (0, 0, 0.5, 0.5)
+    assert config.probabilities(10, 100) == (0.7, 0.1, 0.1, 0.1)
     assert config.probabilities(99, 100) == (0.7, 0.1, 0.1, 0.1)
 
 
@@ -57,6 +57,18 @@ def test_renoising_is_logit_normal():
 def test_stages_that_make_no_sense_are_refused(stages, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(stages=stages)
+
+
+@pytest.mark.parametrize("wrong", [{"damping": -0.1}, {"damping": float("nan")}, {"head_start": -1}])
+def test_a_damping_or_a_head_start_below_zero_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        DistillConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"renoise_mean": float("nan")}, {"renoise_std": -1.0}])
+def test_a_noise_that_is_no_number_is_refused(wrong):
+    with pytest.raises(ValueError, match="renoise_mean is"):
+        DistillConfig(**wrong)
 
 
 def test_an_unknown_objective_is_refused():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kontext_core.distill.compute import step_flops
 from kontext_core.distill.config import DistillConfig
 from kontext_core.distill.synthesize import SynthesisConfig
-from kontext_core.tiny.distill import distill_tiny
+from kontext_core.tiny.distill import _sources, distill_tiny
 from kontext_core.training.data import LatentDataset
 from kontext_core.training.loop import LoopConfig
 
@@ -77,6 +77,27 @@ def test_a_lora_student_stands_beside_the_full_one(runs, build_module):
     assert max(float(value.abs().max()) for key, value in lora.items() if ".lora_B" in key) > 0
     state = json.loads((runs / "distill" / "lora" / "checkpoint" / "state.json").read_text())
     assert state["config"]["lr"] == pytest.approx(4 * OPTIONS["loop"].lr)
+
+
+def test_samples_are_taken_by_category_and_the_first_numbers_first(write_toy_shard, tmp_path):
+    names = {
+        "generate": "text-64x64-train-generate-habit",
+        "style": "edit-64x64-train-style-habit",
+        "local": "edit-64x64-train-local-replace",
+        "other": "edit-64x64-train-other",  # not of the mix: left out
+    }
+    for category, name in names.items():
+        for number in range(6):
+            path = tmp_path / f"{name}-{number:07d}.safetensors"
+            write_toy_shard(path, count=2, seed=number, context=category != "generate")
+    # 0.36, 0.18 and 0.14 of 16 examples: 8.5, 4.2 and 3.3, in whole shards of two
+    expected = {"generate": 4, "style": 2, "local": 2}
+    chosen = [path.stem for path in _sources(tmp_path, 16)]
+    assert chosen == [
+        f"{names[key]}-{number:07d}" for key, count in expected.items() for number in range(count)
+    ]
+    # of little there is still something of every category
+    assert len(_sources(tmp_path, 1)) == 3
 
 
 def test_a_negative_rank_is_refused_before_anything_is_trained(runs, build_module):
