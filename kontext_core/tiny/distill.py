@@ -30,8 +30,8 @@ log = logging.getLogger("kontext")
 SYNTHESIS = SynthesisConfig(num_steps=12, batch=50)
 LADD = DistillConfig(renoise_mean=-1.0, head_start=60, damping=0.1)
 """The paper's LogitNormal(1, 1) is for a megapixel. 64 tokens in place of 4,096 are hidden by as much less noise as
-sampling's shift says (½ ln of the ratio, -2.08); with the megapixel's mean the heads see no detail, and the student
-loses it (docs/log.md). Without damping and with a momentum of 0.9 the two sides circle."""
+sampling's shift says: ½ ln of the ratio, -2.08. Without damping and with a momentum of 0.9 the two sides circle; at
+5e-5 the student loses detail in one step (docs/log.md)."""
 LOOP = LoopConfig(
     steps=400,
     batch=32,
